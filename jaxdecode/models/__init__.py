@@ -1,0 +1,1 @@
+"""Model definitions. The only package that imports flax."""

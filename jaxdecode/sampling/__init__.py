@@ -1,0 +1,1 @@
+"""From scores to tokens: the warp, seeded noise, stop conditions."""
