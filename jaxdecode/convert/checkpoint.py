@@ -1,0 +1,291 @@
+"""Our checkpoint: Orbax arrays and tokenizer files under a manifest that vouches for every byte.
+
+    manifest.json   format, model configuration, dtype of every parameter, size and SHA-256 of every
+                    other file, provenance, and a digest of itself
+    params/<group>  one Orbax item per group of parameters, so that neither writing nor reading
+                    needs the whole model in memory twice
+    tokenizer/      tokenizer files, possibly none
+
+Orbax's own storage has no checksum of the data, so without the manifest half of all single-bit
+flips would load silently.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxdecode
+from jaxdecode.convert.atomic import disk_full
+from jaxdecode.convert.source import DTYPES, Source, check_config
+from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError, JaxdecodeError
+from jaxdecode.models.config import FAMILIES, ModelConfig, Rope, param_shapes
+
+FORMAT = "jaxdecode-checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+_PARAMS = "params"
+_GROUP_BYTES = 64 * 2**20
+_MAX_MANIFEST_BYTES = 64 * 2**20
+
+
+def hash_files(paths: Iterable[Path]) -> list[str]:
+    """SHA-256 of each file; on several threads, because hashing releases the interpreter lock."""
+    with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_sha256, paths))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    params: Iterable[tuple[str, np.ndarray]],
+    *,
+    dtypes: dict[str, str],
+    token_ids: dict[str, Any],
+    provenance: dict[str, Any],
+) -> None:
+    """Writes parameters and the manifest into an existing directory (see `atomic_directory`).
+
+    Args:
+        folder: may already hold `tokenizer/`, which the manifest then covers.
+        config: the model.
+        params: every parameter once, in the order of `param_shapes`, already in its final dtype.
+        dtypes: final dtype of each parameter.
+        token_ids: entries such as `eos_token_id`.
+        provenance: what the checkpoint was made from.
+    """
+    remaining = iter(params)
+    groups = _group(config, dtypes)
+    for number, group in enumerate(groups):
+        arrays = {name: array for name, array in (next(remaining) for _ in group)}
+        _save_group(folder / _PARAMS / f"{number:04}", arrays)
+    body = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "jaxdecode": jaxdecode.__version__,
+        "config": dataclasses.asdict(config),
+        "dtypes": dtypes,
+        "groups": groups,
+        "token_ids": token_ids,
+        "source": provenance,
+        "files": _list_files(folder),
+    }
+    (folder / MANIFEST).write_bytes(_encode(body))
+
+
+def _group(config: ModelConfig, dtypes: dict[str, str]) -> list[list[str]]:
+    groups: list[list[str]] = []
+    filled = _GROUP_BYTES
+    for name, shape in param_shapes(config).items():
+        if filled >= _GROUP_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += int(np.prod(shape)) * DTYPES[dtypes[name]].itemsize
+    return groups
+
+
+def _save_group(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
+    # Compression would cost more time than it saves: float32 weights shrink by a tenth.
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
+        try:
+            writer.save(path.absolute(), arrays)
+        except (ValueError, RuntimeError) as error:
+            # TensorStore reports a full disk as a plain error with the system's text in it.
+            if "No space left" not in str(error):
+                raise CheckpointError(f"{path}: could not be written ({error}).") from error
+            raise disk_full(path, sum(a.nbytes for a in arrays.values())) from error
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    for base, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files + [f for f in folders if (Path(base) / f).is_symlink()]):
+            path = Path(base) / name
+            relative = path.relative_to(folder).as_posix()
+            if relative != MANIFEST:
+                yield relative, path
+
+
+def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    found = dict(_walk(folder))
+    digests = hash_files(found.values())
+    return {
+        name: {"size": path.stat().st_size, "sha256": digest}
+        for (name, path), digest in zip(found.items(), digests, strict=True)
+    }
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    """The one byte string that stands for a manifest, its digest included."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(body | {"digest": digest}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is meant to be one of ours, damaged or not."""
+    return (path / MANIFEST).exists() or (path / _PARAMS).is_dir()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads the manifest and checks that it is exactly what was written.
+
+    Raises:
+        CorruptCheckpointError: missing, altered, or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CorruptCheckpointError(f"{path}: too large for a manifest.")
+        raw = path.read_bytes()
+        body = json.loads(raw)
+        body.pop("digest")
+        intact = _encode(body) == raw
+        version = (body["format"], body["version"])
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"{folder}: {MANIFEST} is missing.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path}: damaged manifest ({error}).") from error
+    if not intact:
+        raise CorruptCheckpointError(f"{path}: the manifest was altered; its digest does not fit.")
+    if version != (FORMAT, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: format {version} is not supported; this version of jaxdecode reads "
+            f"{(FORMAT, FORMAT_VERSION)}. Convert the original again."
+        )
+    return body
+
+
+def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Checks that the files are exactly those of the manifest, byte for byte.
+
+    Raises:
+        CorruptCheckpointError: naming the missing, extra or altered files.
+    """
+    found = dict(_walk(folder))
+    wanted = manifest["files"]
+    for problem, names in (
+        ("missing", wanted.keys() - found.keys()),
+        ("not in the manifest", found.keys() - wanted.keys()),
+        ("a link", {name for name, path in found.items() if path.is_symlink()}),
+    ):
+        if names:
+            raise CorruptCheckpointError(f"{folder}: {problem}: {sorted(names)[:4]}.")
+    try:
+        sizes = {name: path.stat().st_size for name, path in found.items()}
+        wrong = [name for name, size in sizes.items() if size != wanted[name]["size"]]
+        if not wrong:
+            digests = zip(found, hash_files(found.values()), strict=True)
+            wrong = [name for name, digest in digests if digest != wanted[name]["sha256"]]
+    except OSError as error:
+        raise CorruptCheckpointError(f"{folder}: unreadable file ({error}).") from error
+    if wrong:
+        raise CorruptCheckpointError(f"{folder}: damaged (size or SHA-256 differs): {wrong[:4]}.")
+
+
+def config_from_manifest(manifest: dict[str, Any], where: str) -> ModelConfig:
+    """The model configuration, checked field by field."""
+    try:
+        fields = dict(manifest["config"])
+        fields["layer_windows"] = tuple(fields["layer_windows"])
+        for key in ("rope", "local_rope"):
+            fields[key] = None if fields[key] is None else Rope(**fields[key])
+        config = ModelConfig(**fields)
+        if config.family not in FAMILIES or config.rope is None:
+            raise ValueError(f"family {config.family!r} or its rope is not known")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCheckpointError(f"{where}: unusable configuration ({error}).") from error
+    return check_config(config, where)
+
+
+def open_checkpoint(folder: Path) -> Source:
+    """Opens our checkpoint, after checking every byte of it against the manifest.
+
+    Raises:
+        CorruptCheckpointError: anything is missing, extra or altered.
+        CheckpointError: it was written by another version of the format.
+    """
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    config = config_from_manifest(manifest, str(folder))
+    shapes, dtypes = param_shapes(config), manifest["dtypes"]
+    groups: list[list[str]] = manifest["groups"]
+    if [n for group in groups for n in group] != list(shapes) or dtypes.keys() != shapes.keys():
+        raise CorruptCheckpointError(f"{folder}: the manifest's parameters do not fit its model.")
+    reader = _Reader(folder, groups, shapes, dtypes)
+    tokenizer = folder / TOKENIZER
+    return Source(
+        path=folder,
+        kind="orbax",
+        config=config,
+        dtypes={name: dtypes[name] for name in shapes},
+        read=reader.read,
+        files=tuple(folder / name for name in manifest["files"] if name.startswith(_PARAMS)),
+        tokenizer_dir=tokenizer if tokenizer.is_dir() else None,
+        token_ids=manifest["token_ids"],
+    )
+
+
+class _Reader:
+    """Reads parameters by name; each is handed out once from its group, which is read whole."""
+
+    def __init__(
+        self,
+        folder: Path,
+        groups: list[list[str]],
+        shapes: dict[str, tuple[int, ...]],
+        dtypes: dict[str, str],
+    ):
+        self._folder, self._groups, self._shapes, self._dtypes = folder, groups, shapes, dtypes
+        self._number = {name: i for i, group in enumerate(groups) for name in group}
+        self._held: dict[str, np.ndarray] = {}
+
+    def read(self, name: str) -> np.ndarray:
+        if name not in self._held:
+            self._held = self._load(self._number[name])
+        return self._held.pop(name)
+
+    def _load(self, number: int) -> dict[str, np.ndarray]:
+        import orbax.checkpoint as ocp
+
+        path = (self._folder / _PARAMS / f"{number:04}").absolute()
+        names = self._groups[number]
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                arrays = reader.restore(path, restore_args=as_numpy)
+        except JaxdecodeError:
+            raise
+        except Exception as error:
+            # Orbax and TensorStore raise many types; the bytes are as written, so this is a
+            # checkpoint from an incompatible version or a deliberate forgery.
+            raise CorruptCheckpointError(f"{path}: Orbax cannot read it ({error}).") from error
+        for name in names:
+            got = arrays.get(name) if isinstance(arrays, dict) else None
+            if (
+                not isinstance(got, np.ndarray)
+                or got.shape != self._shapes[name]
+                or got.dtype != DTYPES.get(self._dtypes[name])
+            ):
+                raise CorruptCheckpointError(
+                    f"{path}: {name} is {getattr(got, 'dtype', None)} "
+                    f"{getattr(got, 'shape', None)}, want {self._dtypes[name]} "
+                    f"{self._shapes[name]}."
+                )
+        return arrays
