@@ -1,0 +1,394 @@
+"""The public functions: load, generate, stream, warmup, methods, explain."""
+
+import dataclasses
+import functools
+import importlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdecode import engine as engines
+from jaxdecode.convert import download, pipeline
+from jaxdecode.convert.open import open_source
+from jaxdecode.convert.tokenizer import TextStream, Tokenizer
+from jaxdecode.core.protocols import Method, Target
+from jaxdecode.core.registry import METHODS
+from jaxdecode.core.types import FINISH_REASONS
+from jaxdecode.errors import InputError, UnknownNameError, near_matches
+from jaxdecode.models import decoder
+from jaxdecode.models.config import ModelConfig
+from jaxdecode.options import Options, Prompt, make_request, tokenize
+from jaxdecode.sampling.stop import StopFilter, cut_text
+
+# Steps per call of the loop: long enough that the calls cost nothing, short enough that Ctrl-C
+# and progress bars answer.
+STEPS_PER_CALL = 32
+DEFAULT_BATCH_SIZE = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LanguageModel:
+    """A loaded model: what `load` returns and `generate` takes.
+
+    Attributes:
+        name: what it was loaded as.
+        config: its architecture.
+        params: parameter tree (`models.decoder`).
+        target: the pure functions bound to the config.
+        tokenizer: None if the checkpoint has none; then prompts are token ids.
+        dtype: dtype of parameters, activations and cache.
+    """
+
+    name: str
+    config: ModelConfig
+    params: Any
+    target: Target
+    tokenizer: Tokenizer | None
+    dtype: Any
+
+    def __repr__(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"LanguageModel({self.name!r}, {self.config.family}, {size / 1e6:.0f}M parameters, "
+            f"{jnp.dtype(self.dtype).name}, context {self.config.max_length})"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowStats:
+    """Statistics of one row.
+
+    Attributes:
+        num_tokens: new tokens, the stop token included.
+        nfe: target forward calls the row took part in.
+        acceptance_length: new tokens per target call; 1.0 for plain decoding.
+        tokens_forwarded: query tokens pushed through the target for this row.
+        seconds: wall time of the row's batch, prefill and any compilation included.
+        tokens_per_second: num_tokens / seconds.
+    """
+
+    num_tokens: int
+    nfe: int
+    acceptance_length: float
+    tokens_forwarded: int
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What `generate` returns; every list has one entry per prompt, in order.
+
+    Attributes:
+        texts: decoded new tokens, cut before a stop string; None without a tokenizer.
+        tokens: new token ids, including the token that ended the row.
+        logprobs: log-probability of each new token under the model (temperature 1, no warp).
+        finish_reasons: "stop" (stop token), "stop_string" or "length".
+        stats: counters and times.
+        steps: step of the loop at which each new token was committed.
+    """
+
+    texts: list[str | None]
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    finish_reasons: list[str]
+    stats: list[RowStats]
+    steps: list[list[int]]
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    accept_terms: bool = False,
+    layers: str = "auto",
+    progress: bool = True,
+) -> LanguageModel:
+    """Loads a model by short name, path or `hf:org/name`.
+
+    Args:
+        model: a short name (`jaxdecode models`), a folder of safetensors, a .gguf file, our own
+            checkpoint, or `hf:org/name[@revision]`.
+        dtype: "float32" or "bfloat16" for parameters, activations and cache; by default float32
+            on CPU and bfloat16 on accelerators.
+        accept_terms: accept the licence terms of models that have some.
+        layers: "list" keeps one tree per layer, "stacked" scans one stacked tree, "auto" takes
+            stacked on TPU and a list elsewhere.
+        progress: show progress bars of downloads and conversion on stderr.
+
+    Raises:
+        UnknownNameError: no such short name; near matches are listed.
+        InputError: the path does not exist or cannot be read.
+        CheckpointError: the checkpoint is damaged, unsafe or incomplete.
+        UnsupportedError: the architecture or an option of it is not implemented.
+    """
+    if layers not in ("auto", "list", "stacked"):
+        raise InputError(f"layers={layers!r} is not known; use 'auto', 'list' or 'stacked'.")
+    path = download.resolve(str(model), accept_terms=accept_terms, progress=progress)
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"dtype={dtype!r} is not supported; use 'float32' or 'bfloat16'.")
+    source = open_source(path)
+    config, arrays = source.config, pipeline.read_params(source, dtype)
+    params = decoder.nest(config, {name: jnp.asarray(array) for name, array in arrays})
+    if layers == "stacked" or (layers == "auto" and jax.default_backend() == "tpu"):
+        params["layers"] = decoder.stack(params["layers"])
+    return from_params(config, params, name=str(model), tokenizer=pipeline.read_tokenizer(source))
+
+
+def from_params(
+    config: ModelConfig, params: Any, *, name: str = "model", tokenizer: Tokenizer | None = None
+) -> LanguageModel:
+    """Wraps parameters that are already in memory (`models.decoder.init_params`, training)."""
+    return LanguageModel(
+        name=name,
+        config=config,
+        params=params,
+        target=_target(config),
+        tokenizer=tokenizer,
+        dtype=params["embed"]["embedding"].dtype,
+    )
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    method: str = "ar",
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Generation:
+    """Generates a continuation of every prompt.
+
+    A row's result depends on its prompt, its seed and the options, never on its neighbours.
+
+    Args:
+        lm: the model.
+        prompts: text, token ids, `{"messages": [...]}`, ... or a list of these.
+        method: name from `methods()`.
+        batch_size: rows decoded at once; longer lists run batch after batch.
+        progress: called with the number of new tokens after every few steps.
+        **options: fields of `jaxdecode.options.Options`: max_new_tokens, temperature, top_k,
+            top_p, min_p, repetition_penalty, logit_bias, stop, stop_tokens, ignore_eos, seed.
+
+    Raises:
+        InputError: a prompt or an option is unusable; the message names it.
+    """
+    chosen = make_options(options)
+    rows = [tokenize(prompt, lm.tokenizer, lm.config) for prompt in _as_list(prompts)]
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is out of range; it must be >= 1.")
+    seeds = chosen.seeds(len(rows))
+    # Neighbours of like length waste the least padding; results do not depend on it.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    results: dict[int, tuple] = {}
+    for first in range(0, len(order), batch_size):
+        members = order[first : first + batch_size]
+        batch = [rows[i] for i in members]
+        last = None
+        for last in _run(lm, batch, [seeds[i] for i in members], method, chosen, None):
+            if progress is not None:
+                progress(_num_new(last, batch))
+        assert last is not None
+        for b, i in enumerate(members):
+            results[i] = _row_result(lm, last, b, len(batch[b]), chosen)
+    return _collect([results[i] for i in range(len(rows))])
+
+
+def stream(
+    lm: LanguageModel,
+    prompt: Prompt,
+    *,
+    method: str = "ar",
+    on_finish: Callable[[Generation], None] | None = None,
+    **options: Any,
+) -> Iterator[str]:
+    """Yields the text of one prompt as it is decoded; the pieces join to `generate`'s text.
+
+    Nothing of a stop string, and no half of a character, is ever yielded.
+
+    Args:
+        lm: the model; it needs a tokenizer.
+        prompt: one prompt.
+        method: name from `methods()`.
+        on_finish: called once with the whole result.
+        **options: as for `generate`.
+    """
+    if lm.tokenizer is None:
+        raise InputError("streaming gives text, but this checkpoint has no tokenizer.")
+    chosen = make_options(options)
+    tokens = tokenize(prompt, lm.tokenizer, lm.config)
+    return _stream(lm, tokens, method, chosen, on_finish)
+
+
+def _stream(lm, tokens, method, options, on_finish) -> Iterator[str]:
+    text, held = TextStream(lm.tokenizer), StopFilter(options.stop)
+    sent, last = len(tokens), None
+    seeds = options.seeds(1)
+    for last in _run(lm, [tokens], seeds, method, options, _stream_steps()):
+        new = last.new_tokens(0, sent)
+        sent += len(new)
+        if piece := held.push(text.push(new.tolist())):
+            yield piece
+    if piece := held.push(text.flush()) + held.flush():
+        yield piece
+    if on_finish is not None:
+        on_finish(_collect([_row_result(lm, last, 0, len(tokens), options)]))
+
+
+def warmup(
+    lm: LanguageModel,
+    *,
+    method: str = "ar",
+    batch_sizes: Sequence[int] = (1,),
+    max_length: int = 1024,
+    **options: Any,
+) -> None:
+    """Compiles every program that requests of these sizes can need, so that none compiles later.
+
+    Args:
+        lm: the model.
+        method: name from `methods()`.
+        batch_sizes: batch sizes that will be used.
+        max_length: longest prompt plus new tokens that will be used.
+        **options: options that will be switched on (top_p, stop, ...): each set of features is a
+            program of its own; values do not matter.
+    """
+    chosen = make_options(options)
+    limit = min(max_length, lm.config.max_length)
+    sizes = {engines.slot_bucket(n + engines.SLACK) for n in range(1, limit + 1)}
+    for batch in {engines.batch_bucket(size) for size in batch_sizes}:
+        for slots in sorted(sizes):
+            for width in (1, *engines.CHUNKS, *(c + engines.CHUNKS[-1] for c in engines.CHUNKS)):
+                if 1 + width + 1 <= min(limit, slots - engines.SLACK):
+                    fill = slots - engines.SLACK - width - 1
+                    new = dataclasses.replace(chosen, max_new_tokens=max(fill, 1), stop_tokens=())
+                    rows = [[0] * (width + 1)] * batch
+                    next(_run(lm, rows, [0] * batch, method, new, iter([1])))
+
+
+def methods() -> list[dict[str, str]]:
+    """The registry as a list of dicts: name, seats, exactness level, reference, source, tier."""
+    return [{"name": name, **entry._asdict()} for name, entry in METHODS.items()]
+
+
+def explain(method: str) -> str:
+    """What a method is, in a few lines made from its registry entry."""
+    entry = _entry(method)
+    return (
+        f"{method}: {entry.summary}\n"
+        f"  drafter {entry.drafter}, tree {entry.tree}, verifier {entry.verifier}, "
+        f"commit {entry.commit}, cache {entry.cache}\n"
+        f"  exactness {entry.level} against {entry.reference}; source {entry.source}; {entry.tier}"
+    )
+
+
+def make_options(options: Mapping[str, Any]) -> Options:
+    """Options from keyword arguments; an unknown name is an error with near matches."""
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in options:
+        if name not in known:
+            raise InputError(f"option {name!r} is not known.{near_matches(name, known)}")
+    return Options(**options)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    listed = list(prompts)
+    if not listed:
+        raise InputError("there are no prompts; give at least one.")
+    if all(isinstance(item, int | np.integer) for item in listed):
+        return [listed]  # one prompt of token ids
+    return listed
+
+
+def _run(lm, prompts, seeds, method, options, steps) -> Iterator[engines.Snapshot]:
+    engine = engines.Engine(
+        config=lm.config,
+        target=lm.target,
+        params=lm.params,
+        method=_method(method),
+        dtype=lm.dtype,
+    )
+    batch = engines.batch_bucket(len(prompts))
+    request = make_request(
+        options, prompts, seeds, batch=batch, tokenizer=lm.tokenizer, config=lm.config
+    )
+    steps = steps or itertools.repeat(STEPS_PER_CALL)
+    return engines.run(engine, request, prompts, options.max_new_tokens, steps)
+
+
+def _stream_steps() -> Iterator[int]:
+    """One step at first, for the first token's sake; then a few at a time."""
+    return itertools.chain([1, 1, 2], itertools.repeat(4))
+
+
+def _num_new(snapshot: engines.Snapshot, prompts: Sequence[Sequence[int]]) -> int:
+    lengths = snapshot.canvas.length[: len(prompts)] + 1
+    return int(lengths.sum()) - sum(map(len, prompts))
+
+
+def _collect(rows: Sequence[tuple]) -> Generation:
+    names = [field.name for field in dataclasses.fields(Generation)]
+    columns = map(list, zip(*rows, strict=True))
+    return Generation(**dict(zip(names, columns, strict=True)))
+
+
+def _row_result(lm, snapshot: engines.Snapshot, row: int, start: int, options: Options) -> tuple:
+    tokens = snapshot.new_tokens(row, start).tolist()
+    end = start + len(tokens)
+    text = None
+    if lm.tokenizer is not None:
+        text = cut_text(lm.tokenizer.decode(tokens), options.stop)
+    nfe = int(snapshot.stats.nfe[row])
+    stats = RowStats(
+        num_tokens=len(tokens),
+        nfe=nfe,
+        acceptance_length=len(tokens) / max(nfe, 1),
+        tokens_forwarded=int(snapshot.stats.tokens_forwarded[row]),
+        seconds=snapshot.seconds,
+        tokens_per_second=len(tokens) / snapshot.seconds,
+    )
+    return (
+        text,
+        tokens,
+        snapshot.canvas.logprob[row, start:end].tolist(),
+        FINISH_REASONS[int(snapshot.canvas.finish[row])],
+        stats,
+        snapshot.canvas.commit_step[row, start:end].tolist(),
+    )
+
+
+def _entry(method: str):
+    if method not in METHODS:
+        names = sorted(METHODS)
+        raise UnknownNameError(
+            f"method {method!r} is not known.{near_matches(method, names)} Known: "
+            f"{', '.join(names)}."
+        )
+    return METHODS[method]
+
+
+@functools.lru_cache
+def _method(name: str) -> Method:
+    """The bundles of a registry line; cached, because their identity keys compiled programs."""
+    entry = _entry(name)
+    part = lambda folder, file: importlib.import_module(f"jaxdecode.{folder}.{file}")  # noqa: E731
+    return Method(
+        drafter=part("drafters", entry.drafter).make(),
+        verifier=part("verifiers", entry.verifier).make(),
+        cache=part("caches", entry.cache).CACHE,
+    )
+
+
+@functools.lru_cache
+def _target(config: ModelConfig) -> Target:
+    return decoder.make_target(config)

@@ -1,0 +1,1 @@
+"""The loop and the types that everything meets in: propose, verify, commit."""

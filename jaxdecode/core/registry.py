@@ -1,0 +1,52 @@
+"""METHODS: the zoo on one page. Pure data: it imports nothing and names files, not functions.
+
+A row says which file sits in each seat of the loop, what is promised, and against which reference.
+Everything in the table is tested by tests/contract; nothing outside it exists.
+"""
+
+from typing import Literal, NamedTuple
+
+
+class Entry(NamedTuple):
+    """One method.
+
+    Attributes:
+        drafter: file in `drafters/`.
+        tree: shape of the proposal.
+        verifier: file in `verifiers/`.
+        commit: which slots become final.
+        cache: file in `caches/`.
+        level: exactness: L0 token-identical to the reference, L1 same law, L2 within a stated
+            bound, L3 heuristic.
+        reference: the sampler the level is measured against.
+        source: paper.
+        tier: "stable" or "lab": what we promise about the interface.
+        summary: one line for listings.
+    """
+
+    drafter: str
+    tree: str
+    verifier: str
+    commit: str
+    cache: str
+    level: Literal["L0", "L1", "L2", "L3"]
+    reference: str
+    source: str
+    tier: Literal["stable", "lab"]
+    summary: str
+
+
+METHODS = {
+    "ar": Entry(
+        drafter="none",
+        tree="root",
+        verifier="sample_match",
+        commit="prefix",
+        cache="dense",
+        level="L0",
+        reference="ar",
+        source="-",
+        tier="stable",
+        summary="plain autoregressive decoding: one token per forward pass",
+    ),
+}

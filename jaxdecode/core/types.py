@@ -1,0 +1,165 @@
+"""Containers that travel through the loop. Plain pytrees: no functions with logic here.
+
+Dimension letters: B rows of the batch, L slots of the canvas, N nodes of a proposal, P longest path,
+V vocabulary, K kv heads, H layers, S cache slots, D hidden width.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Int16, UInt32
+
+T = TypeVar("T")
+
+
+def pytree(cls: type[T]) -> type[T]:
+    """Makes a class a frozen, keyword-only dataclass that JAX treats as a pytree."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+
+
+def static(**kwargs: Any) -> Any:
+    """A field that is part of the compiled program's identity rather than of its data."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+# How a row ended. Codes, because they live on the device; names are what users see.
+RUNNING, STOP_TOKEN, STOP_STRING, MAX_LENGTH = 0, 1, 2, 3
+FINISH_REASONS = {STOP_TOKEN: "stop", STOP_STRING: "stop_string", MAX_LENGTH: "length"}
+
+
+@pytree
+class Sampling:
+    """How scores become a law, per row. None switches a feature off at compile time.
+
+    Attributes:
+        temperature: >= 0; below 1e-5 the law is one-hot at the first maximum.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of likeliest tokens with total probability >= top_p.
+        min_p: keep tokens with probability >= min_p times the largest.
+        repetition_penalty: scores of tokens already in the row are divided (if positive) or
+            multiplied (if negative) by this (arXiv:1909.05858 section 4.1).
+        logit_bias: added to the scores of every row.
+    """
+
+    temperature: Float[Array, "B"]
+    top_k: Int[Array, "B"] | None = None
+    top_p: Float[Array, "B"] | None = None
+    min_p: Float[Array, "B"] | None = None
+    repetition_penalty: Float[Array, "B"] | None = None
+    logit_bias: Float[Array, "V"] | None = None
+
+
+@pytree
+class Request:
+    """What one batch asks for; constant while it runs.
+
+    Attributes:
+        key: per-row base key, made from (seed, row identity) and never from the batch slot.
+        sampling: the law to draw from.
+        stop_tokens: token ids that end a row; -1 is padding.
+        stop_table: automaton over tokens that recognises stop strings (`sampling.stop`), or None.
+    """
+
+    key: UInt32[Array, "B 2"]
+    sampling: Sampling
+    stop_tokens: Int[Array, "E"]
+    stop_table: Int16[Array, "Q V"] | None = None
+
+
+@pytree
+class Canvas:
+    """The token slots being decoded.
+
+    Attributes:
+        tokens: token of each slot; meaningless where open.
+        open: True while a slot is undecided. Never derived from the token's value.
+        length: tokens whose keys and values are cached. The token in slot `length` is the pending
+            token: committed, not yet cached, node 0 of the next proposal.
+        end: first slot that may not be written; the row is done when it gets there.
+        done: finished rows; they stay bit-frozen while others run.
+        finish: code of FINISH_REASONS once done.
+        stop_state: state of the stop-string automaton after the last committed token.
+        commit_step: step at which each slot was decided; -1 for prompt and open slots.
+        logprob: log-probability under the target (before the warp) of each decided token.
+    """
+
+    tokens: Int[Array, "B L"]
+    open: Bool[Array, "B L"]
+    length: Int[Array, "B"]
+    end: Int[Array, "B"]
+    done: Bool[Array, "B"]
+    finish: Int[Array, "B"]
+    stop_state: Int[Array, "B"]
+    commit_step: Int[Array, "B L"]
+    logprob: Float[Array, "B L"]
+
+
+@pytree
+class Proposal:
+    """Draft tokens of one step as a tree. Node 0 is the pending token.
+
+    Attributes:
+        tokens: token id per node.
+        parent: index of the parent node; -1 at the root; always smaller than the node's own index.
+        depth: 0 at the root; a node's position is `length + depth`.
+        valid: False for padding; a short draft is a mask, never a new shape.
+        max_depth: static bound on depth; a path has at most max_depth + 1 nodes.
+    """
+
+    tokens: Int[Array, "B N"]
+    parent: Int[Array, "B N"]
+    depth: Int[Array, "B N"]
+    valid: Bool[Array, "B N"]
+    max_depth: int = static()
+
+
+@pytree
+class Verdict:
+    """What the target decided in one step; entry i belongs to the i-th node of the accepted path.
+
+    Attributes:
+        tokens: the target's token after each path node: accepted drafts, then next_token.
+        logprob: log-probability of that token under the target, before the warp.
+        path: node ids, root first; their keys and values become part of the cache.
+        num_accepted: accepted draft tokens; excludes next_token. Entries past it are meaningless.
+    """
+
+    tokens: Int[Array, "B P"]
+    logprob: Float[Array, "B P"]
+    path: Int[Array, "B P"]
+    num_accepted: Int[Array, "B"]
+
+
+@pytree
+class Stats:
+    """Counters of live rows only.
+
+    Attributes:
+        nfe: target forward calls the row took part in (prefill excluded).
+        num_accepted: draft tokens accepted.
+        tokens_forwarded: query tokens pushed through the target in those calls.
+    """
+
+    nfe: Int[Array, "B"]
+    num_accepted: Int[Array, "B"]
+    tokens_forwarded: Int[Array, "B"]
+
+
+@pytree
+class DecodeState:
+    """Everything one step reads and writes; donated to each call of the loop.
+
+    Attributes:
+        canvas: token slots.
+        cache: keys and values of committed tokens, in the cache module's own layout.
+        drafter: the drafter's state.
+        stats: counters.
+        step: steps done, the same for all rows.
+    """
+
+    canvas: Canvas
+    cache: Any
+    drafter: Any
+    stats: Stats
+    step: Int[Array, ""]

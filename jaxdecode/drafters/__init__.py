@@ -1,0 +1,1 @@
+"""Who suggests tokens; one file each."""

@@ -1,0 +1,181 @@
+"""The one config-driven decoder. Its forward pass writes nothing: it returns the new rows' K and V.
+
+Parameters are a plain pytree: `{"embed", "layers", "final_norm", "head"?}`. `layers` is a list with
+one tree per layer (fast where every layer's weights are read in place: CPU, GPU), or one tree of
+stacked `[H, ...]` arrays, which is scanned (fast to compile, free on TPU). The forward pass
+follows the form it is given.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdecode.core import ops
+from jaxdecode.core.masks import MaskProgram
+from jaxdecode.core.protocols import Target, TargetOutput
+from jaxdecode.errors import InputError
+from jaxdecode.models import rope
+from jaxdecode.models.config import ModelConfig, param_shapes
+from jaxdecode.models.layers import Block, RMSNorm
+
+Params = dict[str, Any]
+
+
+def make_target(config: ModelConfig) -> Target:
+    """Binds a config to the pure functions the loop calls."""
+
+    def forward(params, tokens, mask, cached, taps=()):
+        return _forward(config, params, tokens, mask, cached, taps)
+
+    def logits(params, hidden):
+        return _logits(config, params, hidden)
+
+    return Target(forward=forward, logits=logits)
+
+
+def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Params:
+    """Random parameters in the per-layer form, as the Linen definitions initialise them."""
+    keys = jax.random.split(key, config.num_layers + 2)
+    width = config.hidden_size
+    x = jnp.zeros((1, 1, width), dtype)
+    position = jnp.zeros((1, 1), jnp.int32)
+    mask = MaskProgram(
+        cached=jnp.zeros(1, jnp.int32), positions=position, num_new=jnp.ones(1, jnp.int32)
+    )
+    angles = rope.angles(config.rope, config.head_dim, position)
+    block = jax.jit(lambda key: Block(config).init(key, x, angles, mask, None, 0)["params"])
+    params: Params = {
+        "embed": {"embedding": jax.random.normal(keys[0], (config.vocab_size, width)) * 0.02},
+        "layers": [block(key) for key in keys[2:]],
+        "final_norm": _norm(config).init(keys[1], x)["params"],
+    }
+    if not config.tied_embeddings:
+        kernel = jax.random.normal(keys[1], (width, config.vocab_size)) * width**-0.5
+        params["head"] = {"kernel": kernel}
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def nest(config: ModelConfig, flat: Mapping[str, Any]) -> Params:
+    """The parameter tree of flat checkpoint names (`models.config.param_shapes`)."""
+    params: Params = {"layers": [{} for _ in range(config.num_layers)]}
+    for name in param_shapes(config):
+        node, *parts = _path(params, name)
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+        node[parts[-1]] = flat[name]
+    return params
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """The inverse of `nest`; stacked layers are taken apart."""
+    layers = params["layers"]
+    tree = params | {"layers": layers if isinstance(layers, Sequence) else unstack(layers)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        ".".join(str(getattr(entry, "key", getattr(entry, "idx", None))) for entry in path): leaf
+        for path, leaf in leaves
+    }
+
+
+def stack(layers: Sequence[Params]) -> Params:
+    """Per-layer trees to one tree of `[H, ...]` arrays, the form that is scanned."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def unstack(layers: Params) -> list[Params]:
+    """The inverse of `stack`."""
+    num_layers = jax.tree.leaves(layers)[0].shape[0]
+    return [jax.tree.map(lambda leaf: leaf[i], layers) for i in range(num_layers)]  # noqa: B023
+
+
+def _path(params: Params, name: str) -> list[Any]:
+    parts = name.split(".")
+    if parts[0] == "layers":
+        return [params["layers"][int(parts[1])], *parts[2:]]
+    return [params, *parts]
+
+
+def _norm(config: ModelConfig) -> RMSNorm:
+    return RMSNorm(config.norm_eps, config.norm_offset)
+
+
+def _forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    mask: MaskProgram,
+    cached: tuple[Float[Array, "H B K S d"], Float[Array, "H B K S d"]] | None,
+    taps: tuple[str, ...],
+) -> TargetOutput:
+    x = params["embed"]["embedding"][tokens]
+    if config.embed_scale != 1.0:
+        x = x * jnp.asarray(config.embed_scale, x.dtype)
+    run = _run_list if isinstance(params["layers"], Sequence) else _run_scan
+    seen = {"embed": x}
+    x, rows, layer_taps = run(
+        config, params["layers"], x, mask, cached, _tapped_layers(config, taps)
+    )
+    hidden = _norm(config).apply({"params": params["final_norm"]}, x)
+    seen |= {f"layer.{i}": tap for i, tap in layer_taps.items()} | {"final": hidden}
+    return TargetOutput(hidden=hidden, rows=rows, taps={name: seen[name] for name in taps})
+
+
+def _tapped_layers(config: ModelConfig, taps: tuple[str, ...]) -> tuple[int, ...]:
+    known = {"embed", "final", *(f"layer.{i}" for i in range(config.num_layers))}
+    for name in taps:
+        if name not in known:
+            raise InputError(
+                f"tap {name!r} is not known; use 'embed', 'final' or 'layer.I' with I from 0 to "
+                f"{config.num_layers - 1}."
+            )
+    return tuple(int(name.split(".")[1]) for name in taps if name.startswith("layer."))
+
+
+def _angle_pair(config: ModelConfig, positions: Int[Array, "B T"]):
+    """Angles of full-attention and of windowed layers."""
+    full = rope.angles(config.rope, config.head_dim, positions)
+    if config.local_rope is None:
+        return full, full
+    return full, rope.angles(config.local_rope, config.head_dim, positions)
+
+
+def _run_list(config, layers, x, mask, cached, tapped):
+    full, local = _angle_pair(config, mask.positions)
+    block, rows, taps = Block(config), [], {}
+    for i, (layer, window) in enumerate(zip(layers, config.layer_windows, strict=True)):
+        view = None if cached is None else (cached[0][i], cached[1][i])
+        variables = {"params": layer}
+        x, new_rows = block.apply(variables, x, local if window else full, mask, view, window)
+        rows.append(new_rows)
+        if i in tapped:
+            taps[i] = x
+    keys, values = zip(*rows, strict=True)
+    return x, (jnp.stack(keys), jnp.stack(values)), taps
+
+
+def _run_scan(config, layers, x, mask, cached, tapped):
+    full, local = _angle_pair(config, mask.positions)
+    # The window is data here, so that layers of both kinds share one body; "all" is a window
+    # no position can leave.
+    windows = jnp.asarray([w or config.max_length + 1 for w in config.layer_windows], jnp.int32)
+    is_local = jnp.asarray([bool(w) for w in config.layer_windows])
+
+    def body(x, layer):
+        params, window, windowed, view = layer
+        angles = full
+        if config.local_rope is not None:
+            angles = jax.tree.map(lambda a, b: jnp.where(windowed, b, a), full, local)
+        x, rows = Block(config).apply({"params": params}, x, angles, mask, view, window)
+        return x, (rows, x if tapped else None)
+
+    x, (rows, hidden) = jax.lax.scan(body, x, (layers, windows, is_local, cached))
+    return x, rows, {i: hidden[i] for i in tapped}
+
+
+def _logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B D"]):
+    if config.tied_embeddings:
+        return ops.linear_transposed(hidden, params["embed"]["embedding"])
+    return ops.linear(hidden, params["head"]["kernel"])

@@ -1,0 +1,126 @@
+"""Linen definitions of one transformer block. Mask, positions and cache are arguments.
+
+Residual stream and weights share one dtype; norms, RoPE, scores and accumulations are float32.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdecode.core import ops
+from jaxdecode.core.masks import MaskProgram
+from jaxdecode.models.config import ModelConfig
+from jaxdecode.models.rope import rotate
+
+Angles = tuple[Float[Array, "B T d"], Float[Array, "B T d"]]
+CachedRows = tuple[Float[Array, "B K S d"], Float[Array, "B K S d"]]
+# 0 is all positions; a traced value lets windowed and full layers share one scanned body.
+Window = int | Int[Array, ""]
+NewRows = tuple[Float[Array, "B K T d"], Float[Array, "B K T d"]]
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square over the last axis and scales; computed in float32."""
+
+    eps: float
+    offset: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", init, (x.shape[-1],)).astype(jnp.float32) + self.offset
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
+        return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """Product with a `[in, *features]` kernel; the result is float32, whatever x is."""
+
+    features: tuple[int, ...]
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T ..."]:
+        width = x.shape[-1]
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0)
+        kernel = self.param("kernel", init, (width, *self.features))
+        out = ops.linear(x, kernel.reshape(width, -1)).reshape(*x.shape[:-1], *self.features)
+        if self.use_bias:
+            out += self.param("bias", nn.initializers.zeros, self.features).astype(out.dtype)
+        return out
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with fused projections, RoPE and optional query/key norms."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Angles,
+        mask: MaskProgram,
+        cached: CachedRows | None,
+        window: Window,
+    ) -> tuple[Float[Array, "B T D"], NewRows]:
+        c = self.config
+        batch, num_rows, _ = x.shape
+        features = (c.num_kv_heads, c.group_size + 2, c.head_dim)
+        qkv = Linear(features, c.qkv_bias, name="qkv")(x)
+        query, key, value = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+        if c.qk_norm:
+            query = RMSNorm(c.norm_eps, c.norm_offset, name="q_norm")(query)
+            key = RMSNorm(c.norm_eps, c.norm_offset, name="k_norm")(key)
+        query = rotate(query, *angles) * c.query_scale
+        new_key = rotate(key, *angles).astype(x.dtype).transpose(0, 2, 1, 3)
+        new_value = value.astype(x.dtype).transpose(0, 2, 1, 3)
+        mixed = ops.attention(
+            query.transpose(0, 2, 3, 1, 4),
+            new_key,
+            new_value,
+            *(cached or (None, None)),
+            mask=mask,
+            window=window,
+        )
+        mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, num_rows, -1)
+        out = Linear((c.hidden_size,), c.o_bias, name="o")(mixed)
+        return out.astype(x.dtype), (new_key, new_value)
+
+
+class GatedMLP(nn.Module):
+    """`down(act(gate(x)) * up(x))` with gate and up in one product."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c = self.config
+        both = Linear((2, c.intermediate_size), c.mlp_bias, name="gate_up")(x)
+        gate, up = both[..., 0, :], both[..., 1, :]
+        gate = jax.nn.silu(gate) if c.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        return Linear((c.hidden_size,), c.mlp_bias, name="down")(gate * up).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Angles,
+        mask: MaskProgram,
+        cached: CachedRows | None,
+        window: Window,
+    ) -> tuple[Float[Array, "B T D"], NewRows]:
+        norm = lambda name: RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)  # noqa: E731
+        attention = Attention(self.config, name="attn")
+        mixed, rows = attention(norm("attn_norm")(x), angles, mask, cached, window)
+        x = x + (norm("attn_post_norm")(mixed) if self.config.post_norms else mixed)
+        update = GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x))
+        return x + (norm("mlp_post_norm")(update) if self.config.post_norms else update), rows

@@ -1,0 +1,199 @@
+"""What a caller asks for, checked: prompts to token ids, options to arrays on the device."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdecode.convert.tokenizer import Tokenizer
+from jaxdecode.core.types import Request, Sampling
+from jaxdecode.errors import InputError
+from jaxdecode.models.config import ModelConfig
+from jaxdecode.sampling import noise
+from jaxdecode.sampling.stop import compile_stop
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+# Room for the end-of-sequence ids of a tokenizer and the caller's own; a fixed size keeps the
+# compiled program the same.
+NUM_STOP_TOKENS = 16
+PROMPT_FORMS = "use text, token ids, {'prompt': text}, {'messages': [...]} or {'tokens': [...]}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of one generation, the same for Python and the command line.
+
+    Attributes:
+        max_new_tokens: upper bound on new tokens per prompt, at least 1.
+        temperature: 0 is greedy; otherwise scores are divided by it.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens up to this total probability, in (0, 1].
+        min_p: keep tokens at least this probable relative to the likeliest, in [0, 1].
+        repetition_penalty: above 1 makes tokens that already occur less likely; must be > 0.
+        logit_bias: token id to a number added to its score.
+        stop: strings that end a row; the text is cut before them.
+        stop_tokens: token ids that end a row besides the model's own end tokens.
+        ignore_eos: do not stop at the model's own end tokens.
+        seed: one seed for all prompts, or one per prompt.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    stop: Sequence[str] = ()
+    stop_tokens: Sequence[int] = ()
+    ignore_eos: bool = False
+    seed: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their range, by name."""
+        _integer("max_new_tokens", self.max_new_tokens, low=1)
+        _integer("top_k", self.top_k, low=0)
+        _number("temperature", self.temperature, "a number >= 0", lambda x: x >= 0)
+        _number("top_p", self.top_p, "a number in (0, 1]", lambda x: 0 < x <= 1)
+        _number("min_p", self.min_p, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+        _number("repetition_penalty", self.repetition_penalty, "a number > 0", lambda x: x > 0)
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for seed in self.seeds(1) if isinstance(self.seed, int) else self.seed:
+            _integer("seed", seed, low=-(2**63), high=2**63 - 1)
+
+    def seeds(self, num_prompts: int) -> list[int]:
+        """One seed per prompt."""
+        if isinstance(self.seed, int):
+            return [self.seed] * num_prompts
+        if len(self.seed) != num_prompts:
+            raise InputError(
+                f"seed has {len(self.seed)} values for {num_prompts} prompts; give one integer or "
+                "one per prompt."
+            )
+        return list(self.seed)
+
+
+def tokenize(prompt: Prompt, tokenizer: Tokenizer | None, config: ModelConfig) -> list[int]:
+    """Token ids of one prompt, checked against the vocabulary and the context length.
+
+    Raises:
+        InputError: unusable form, empty prompt, id outside the vocabulary, no room for one token.
+    """
+    tokens = _tokens(prompt, tokenizer)
+    if not tokens:
+        raise InputError("the prompt is empty; give at least one token.")
+    for token in tokens:
+        _integer("prompt token id", token, low=0, high=config.vocab_size - 1)
+    if len(tokens) >= config.max_length:
+        raise InputError(
+            f"the prompt has {len(tokens)} tokens, but the model's context is "
+            f"{config.max_length} tokens including at least one new one; shorten the prompt."
+        )
+    return [int(token) for token in tokens]
+
+
+def _tokens(prompt: Prompt, tokenizer: Tokenizer | None) -> Sequence[int]:
+    if isinstance(prompt, Mapping):
+        forms = [name for name in ("prompt", "messages", "tokens") if name in prompt]
+        extra = sorted(set(prompt) - {"prompt", "messages", "tokens"})
+        if len(forms) != 1 or extra:
+            raise InputError(f"a prompt has the keys {sorted(prompt)}; {PROMPT_FORMS}.")
+        if forms[0] == "messages":
+            return _need(tokenizer).apply_chat(prompt["messages"])
+        if forms[0] == "prompt" and not isinstance(prompt["prompt"], str):
+            raise InputError(f"'prompt' must be text, got {type(prompt['prompt']).__name__}.")
+        return _tokens(prompt[forms[0]], tokenizer)
+    if isinstance(prompt, str):
+        if not prompt:
+            raise InputError("the prompt is empty; give some text.")
+        return _need(tokenizer).encode(prompt)
+    if isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes):
+        return [int(token) if isinstance(token, np.integer) else token for token in prompt]
+    raise InputError(f"a prompt is a {type(prompt).__name__}; {PROMPT_FORMS}.")
+
+
+def _need(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise InputError(
+            "this checkpoint has no tokenizer, so text cannot be used; give {'tokens': [...]}, or "
+            "put tokenizer.json or tokenizer.model beside the weights and convert again."
+        )
+    return tokenizer
+
+
+def make_request(
+    options: Options,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    *,
+    batch: int,
+    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+) -> Request:
+    """Options of one batch as arrays; rows past the prompts are padding."""
+    keys = np.zeros((batch, 2), np.uint32)
+    for b, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        keys[b] = noise.row_key(seed, prompt)
+    stop_table = None
+    if options.stop:
+        pieces = _need(tokenizer).token_bytes
+        stop_table = compile_stop(options.stop, pieces, config.vocab_size).next_state
+    return Request(
+        key=jnp.asarray(keys),
+        sampling=_sampling(options, batch, config),
+        stop_tokens=jnp.asarray(_stop_tokens(options, tokenizer, config), jnp.int32),
+        stop_table=stop_table,
+    )
+
+
+def _sampling(options: Options, batch: int, config: ModelConfig) -> Sampling:
+    def rows(value, dtype, off):
+        return None if value == off else jnp.full(batch, value, dtype)
+
+    return Sampling(
+        temperature=jnp.full(batch, options.temperature, jnp.float32),
+        top_k=rows(options.top_k, jnp.int32, 0),
+        top_p=rows(options.top_p, jnp.float32, 1.0),
+        min_p=rows(options.min_p, jnp.float32, 0.0),
+        repetition_penalty=rows(options.repetition_penalty, jnp.float32, 1.0),
+        logit_bias=_bias(options.logit_bias, config),
+    )
+
+
+def _bias(bias: Mapping[int, float] | None, config: ModelConfig):
+    if not bias:
+        return None
+    row = np.zeros(config.vocab_size, np.float32)
+    for token, value in bias.items():
+        _integer("logit_bias token id", token, low=0, high=config.vocab_size - 1)
+        _number("logit_bias", value, "a finite number", lambda _: True)
+        row[token] = value
+    return jnp.asarray(row)
+
+
+def _stop_tokens(options: Options, tokenizer: Tokenizer | None, config: ModelConfig) -> list[int]:
+    own = () if options.ignore_eos or tokenizer is None else tokenizer.stop_tokens
+    tokens = list(dict.fromkeys([*own, *options.stop_tokens]))
+    for token in tokens:
+        _integer("stop token id", token, low=0, high=config.vocab_size - 1)
+    if len(tokens) > NUM_STOP_TOKENS:
+        raise InputError(f"{len(tokens)} stop tokens; at most {NUM_STOP_TOKENS} are possible.")
+    return tokens + [-1] * (NUM_STOP_TOKENS - len(tokens))
+
+
+def _integer(name: str, value: Any, *, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f"{name}={value!r} is not an integer.")
+    if value < low or (high is not None and value > high):
+        wanted = f">= {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"{name}={value} is out of range; it must be {wanted}.")
+
+
+def _number(name: str, value: Any, wanted: str, valid) -> None:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not valid(value):
+        raise InputError(f"{name}={value!r} is not valid; it must be {wanted}.")

@@ -1,0 +1,1 @@
+"""Who checks proposals, and with what law; one file each."""
