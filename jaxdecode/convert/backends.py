@@ -8,12 +8,12 @@ transformers.
 import json
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import sentencepiece
 import tokenizers
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from jaxdecode.errors import CorruptCheckpointError, UnsupportedError
 
@@ -38,6 +38,8 @@ class Backend(Protocol):
     file_name: str
     raw: bytes
     special: frozenset[int]
+    bos_id: int | None
+    eos_id: int | None
 
     def encode(self, text: str) -> list[int]:
         """Cuts a text into tokens and adds nothing."""
@@ -65,6 +67,8 @@ class JsonBackend:
 
     kind = "tokenizers"
     file_name = "tokenizer.json"
+    bos_id = None  # the file has no place to say
+    eos_id = None
 
     def __init__(self, raw: bytes, added: Mapping[int, AddedToken], source: str):
         self.raw = raw
@@ -153,11 +157,14 @@ class SentencePieceBackend:
             if pieces[token : token + 1] or entry.content
         }
         self._processor = _build_processor(raw, source)
-        has_prefix = model.normalizer_spec.add_dummy_prefix
+        self.bos_id, self.eos_id = (
+            token if token >= 0 else None
+            for token in (self._processor.bos_id(), self._processor.eos_id())
+        )
         self._later = self._processor
-        if has_prefix and not prefix_everywhere:
-            self._later = _build_processor(raw, source)
-            self._later.override_normalizer_spec(add_dummy_prefix=False)
+        if model.normalizer_spec.add_dummy_prefix and not prefix_everywhere:
+            model.normalizer_spec.add_dummy_prefix = False
+            self._later = _build_processor(model.SerializeToString(), source)
         self._set_special()
 
     def _set_special(self) -> None:
@@ -299,13 +306,15 @@ def _build_tokenizer(raw: bytes, source: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _parse_model(raw: bytes, source: str) -> sentencepiece_model_pb2.ModelProto:
-    model = sentencepiece_model_pb2.ModelProto()
+def _parse_model(raw: bytes, source: str) -> Any:
+    model = model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] (made at import)
     try:
         model.ParseFromString(raw)
     except DecodeError as error:
         raise CorruptCheckpointError(f"{source}: not a sentencepiece model ({error}).") from error
     for token, piece in enumerate(model.pieces):
+        if not isinstance(piece.piece, str):  # what protobuf gives for bytes that are no text
+            raise CorruptCheckpointError(f"{source}: token {token} is not UTF-8.")
         if piece.type == _BYTE_TYPE and not _BYTE_PIECE.fullmatch(piece.piece):
             raise CorruptCheckpointError(
                 f"{source}: token {token} is a byte token written {piece.piece!r}, not like <0x0A>."

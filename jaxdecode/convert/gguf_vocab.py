@@ -7,7 +7,7 @@ tokenizer.json files of the models named beside each rule.
 import json
 from typing import Any, NamedTuple
 
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from jaxdecode.errors import CorruptCheckpointError, UnsupportedError, near_matches
 
@@ -208,7 +208,7 @@ def _model_file(
     """Writes a sentencepiece BPE vocabulary as tokenizer.model."""
     if len(set(tokens)) != len(tokens):
         _report_duplicate(tokens)
-    model = sentencepiece_model_pb2.ModelProto()
+    model = model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] (made at import)
     unknown = ids["unknown"] if ids["unknown"] is not None else 0
     for token, (piece, kind, score) in enumerate(zip(tokens, types, scores, strict=True)):
         # GGUF stores user-defined tokens as plain text; sentencepiece looks for them after

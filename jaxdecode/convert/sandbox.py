@@ -84,6 +84,10 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _parse(self, *args: Any, **kwargs: Any) -> jinja2.nodes.Template:
         return _Guard().visit(super()._parse(*args, **kwargs))
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        """Stops at the first look at an unsafe attribute; jinja itself would print nothing."""
+        raise SecurityError(f"access to {attribute!r} of a value of type {type(obj).__name__!r}")
+
     def call(self, context: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Calls a function of the template, with arguments and result of bounded size."""
         method = getattr(callee, "__wrapped__", callee)  # jinja wraps str.format in its own
@@ -128,7 +132,7 @@ class _Guard(jinja2.visitor.NodeTransformer):
         return node
 
 
-def _filtered(node: jinja2.nodes.Expr | None, name: str) -> jinja2.nodes.Filter:
+def _filtered(node: Any, name: str) -> jinja2.nodes.Filter:
     lineno = node.lineno if node else 1
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=lineno)
 

@@ -195,8 +195,8 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
             prefix_everywhere=files.config.get("legacy") is not False,
             source=str(files.vocab),
         )
-    bos_id = _named(backend, files.bos_token)
-    eos_ids = [_named(backend, files.eos_token), *files.eos_ids]
+    bos_id = _named(backend, files.bos_token, backend.bos_id)
+    eos_ids = [_named(backend, files.eos_token, backend.eos_id), *files.eos_ids]
     add_bos = files.config.get("add_bos_token")
     if not isinstance(add_bos, bool):
         add_bos = bos_id is not None and backend.adds_bos(bos_id)
@@ -276,8 +276,8 @@ def _stop_tokens(backend: Backend, eos_ids: Sequence[int | None]) -> tuple[int, 
     return tuple(dict.fromkeys(token for token in [*eos_ids, *ends] if token is not None))
 
 
-def _named(backend: Backend, piece: str | None) -> int | None:
-    return None if piece is None else backend.token_id(piece)
+def _named(backend: Backend, piece: str | None, default: int | None) -> int | None:
+    return default if piece is None else backend.token_id(piece)
 
 
 def _checked(tokenizer: Tokenizer, source: str) -> Tokenizer:
