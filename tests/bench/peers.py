@@ -1,0 +1,220 @@
+"""Times one other system in one process and prints one JSON line; standalone.
+
+An outer script interleaves such processes, so that all systems meet the same noise of the machine.
+
+    python peers.py transformers --model HF_FOLDER --dtype float32 --prompt-ids FILE.json
+    python peers.py llama_cpp --model MODEL.gguf --dtype F32 --prompt-ids FILE.json
+    python peers.py to-gguf SRC.gguf DST.gguf --type F32
+    python peers.py to-hf SRC.gguf DST_FOLDER
+
+FILE.json holds one list of token ids or a list of such lists; row i of a batch is list i, starting
+again at the first when there are too few. Every system does the same work per call: one prefill
+and `new` greedy tokens, hence `new - 1` decode steps, with no end-of-text stop and no reuse of an
+earlier call's cache.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+Generate = Callable[[int], list[list[int]]]  # number of new tokens -> the new tokens of every row
+
+
+def main() -> None:
+    """Parses the command line and runs one command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for system, dtypes in {
+        "transformers": ("float32", "bfloat16"),
+        "llama_cpp": ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
+    }.items():
+        _add_options(commands.add_parser(system), dtypes)
+    to_gguf = commands.add_parser("to-gguf", help="a dequantised copy of a GGUF file")
+    to_gguf.add_argument("source", type=pathlib.Path)
+    to_gguf.add_argument("destination", type=pathlib.Path)
+    to_gguf.add_argument("--type", choices=("F32", "F16"), default="F32")
+    to_hf = commands.add_parser("to-hf", help="a float32 transformers folder from a GGUF file")
+    to_hf.add_argument("source", type=pathlib.Path)
+    to_hf.add_argument("destination", type=pathlib.Path)
+    args = parser.parse_args()
+    if args.command == "to-gguf":
+        write_gguf(args.source, args.destination, kind=args.type)
+    elif args.command == "to-hf":
+        write_hf(args.source, args.destination)
+    else:
+        print(json.dumps(measure(args)))
+
+
+def _add_options(parser: argparse.ArgumentParser, dtypes: tuple[str, ...]) -> None:
+    parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0])
+    parser.add_argument("--prompt-ids", type=pathlib.Path, required=True)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Loads the system, warms it up and times whole calls and calls for one new token."""
+    prompts = read_prompts(args.prompt_ids, args.batch)
+    start = time.perf_counter()
+    make = {"transformers": make_transformers, "llama_cpp": make_llama_cpp}[args.command]
+    generate, version = make(args, prompts)
+    load_seconds = time.perf_counter() - start
+    tokens = generate(args.new)
+    generate(1)
+    if any(len(row) != args.new for row in tokens):
+        sys.exit(f"wanted {args.new} new tokens, got {[len(row) for row in tokens]}")
+    first, whole = [], []
+    for _ in range(args.repeat):
+        first.append(_seconds(generate, 1))
+        whole.append(_seconds(generate, args.new))
+    seconds, ttft = statistics.median(whole), statistics.median(first)
+    decode = args.batch * (args.new - 1) / (seconds - ttft) if args.new > 1 else None
+    return {
+        "system": args.command,
+        "version": version,
+        "model": args.model.name,
+        "dtype": args.dtype,
+        "threads": args.threads,
+        "batch": args.batch,
+        "prompt_tokens": [len(row) for row in prompts],
+        "new_tokens": args.new,
+        "seconds": seconds,
+        "tokens_per_second": args.batch * args.new / seconds,
+        "decode_tokens_per_second": decode,
+        "ttft_seconds": ttft,
+        "all_seconds": whole,
+        "all_ttft_seconds": first,
+        "load_seconds": load_seconds,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "tokens": tokens,
+    }
+
+
+def _seconds(generate: Generate, num_new: int) -> float:
+    start = time.perf_counter()
+    generate(num_new)
+    return time.perf_counter() - start
+
+
+def read_prompts(path: pathlib.Path, batch: int) -> list[list[int]]:
+    """`batch` token lists from a JSON file of one list or of a list of lists."""
+    rows = json.loads(path.read_text())
+    if isinstance(rows[0], int):
+        rows = [rows]
+    return [rows[i % len(rows)] for i in range(batch)]
+
+
+def make_transformers(args, prompts: list[list[int]]) -> tuple[Generate, str]:
+    """Greedy `generate` of transformers with its default attention; shorter rows padded left."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(args.threads)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=getattr(torch, args.dtype)
+    ).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+
+    @torch.inference_mode()
+    def generate(num_new: int) -> list[list[int]]:
+        out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=num_new)
+        return out[:, width:].tolist()
+
+    return generate, f"{transformers.__version__} on torch {torch.__version__}"
+
+
+def make_llama_cpp(args, prompts: list[list[int]]) -> tuple[Generate, str]:
+    """llama.cpp's own decode calls with an argmax between them; one row only."""
+    import llama_cpp
+
+    if len(prompts) != 1:
+        sys.exit("llama_cpp is measured with --batch 1 only")
+    llm = llama_cpp.Llama(
+        str(args.model),
+        n_ctx=len(prompts[0]) + args.new,
+        n_batch=512,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        verbose=False,
+    )
+    num_vocab = llm.n_vocab()
+
+    def next_token() -> int:
+        logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, shape=(num_vocab,)).argmax())
+
+    def generate(num_new: int) -> list[list[int]]:
+        llm.reset()  # the first eval then drops the whole KV cache
+        llm.eval(prompts[0])
+        tokens = [next_token()]
+        while len(tokens) < num_new:
+            llm.eval(tokens[-1:])
+            tokens.append(next_token())
+        return [tokens]
+
+    info = llama_cpp.llama_print_system_info().decode()
+    return generate, f"llama-cpp-python {llama_cpp.__version__}; {info}"
+
+
+def write_hf(source: pathlib.Path, destination: pathlib.Path) -> None:
+    """Writes a transformers folder with float32 weights and the tokenizer."""
+    import torch
+    import transformers
+
+    name = {"gguf_file": source.name}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent, dtype=torch.float32, **name
+    )
+    # transformers does not save a model that it read from GGUF, so the weights move to a plain one.
+    del loaded.config.quantization_config
+    model = transformers.AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(destination)
+    transformers.AutoTokenizer.from_pretrained(source.parent, **name).save_pretrained(destination)
+
+
+def write_gguf(source: pathlib.Path, destination: pathlib.Path, *, kind: str) -> None:
+    """Copies a GGUF file with its matrices as F32 or F16; vectors are F32 in both, as usual."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(destination, architecture)
+    for field in _copied_fields(reader):
+        is_array = field.types[0] == gguf.GGUFValueType.ARRAY
+        item_type = field.types[-1] if is_array else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], item_type)
+    writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32", "F16": "MOSTLY_F16"}[kind]])
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        is_half = kind == "F16" and values.ndim > 1
+        writer.add_tensor(tensor.name, values.astype(np.float16 if is_half else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _copied_fields(reader) -> Iterator:
+    replaced = {"general.architecture", "general.file_type"}
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in replaced:
+            yield field
+
+
+if __name__ == "__main__":
+    main()
