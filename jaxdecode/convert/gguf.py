@@ -76,6 +76,7 @@ _GEMMA_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_SLICE_ROWS = 4096
 _TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 
 
@@ -313,7 +314,12 @@ def _read_tensor(path: Path, info: TensorInfo) -> np.ndarray:
         return raw.view(_PLAIN[info.kind][1]).reshape(info.shape)
     from gguf.quants import dequantize
 
-    rows = raw.reshape(*info.shape[:-1], -1)
+    rows = raw.reshape(-1, raw.size * info.shape[-1] // math.prod(info.shape))
+    out = np.empty((len(rows), info.shape[-1]), np.float32)
+    # In slices: the package needs scratch memory several times the size of what it is given.
     # Damaged scales may be infinite or NaN; `verify` reports those, not a NumPy warning.
     with np.errstate(all="ignore"):
-        return np.ascontiguousarray(dequantize(rows, info.kind)).reshape(info.shape)
+        for start in range(0, len(rows), _SLICE_ROWS):
+            part = slice(start, start + _SLICE_ROWS)
+            out[part] = dequantize(rows[part], info.kind)
+    return out.reshape(info.shape)

@@ -304,11 +304,12 @@ def _family_to_hf(config: ModelConfig) -> dict[str, Any]:
         for layer_window in config.layer_windows
     ]
     if config.family == "gemma3":
+        # Squaring the square root may be off by one unit in the last place.
+        scalar = round(config.query_scale**-2, 6)
         return {
             "hidden_activation": activation,
             "attention_bias": config.qkv_bias,
-            # Squaring the square root may be off by one unit in the last place.
-            "query_pre_attn_scalar": round(config.query_scale**-2, 6),
+            "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
             "sliding_window": window or 4096,
             "layer_types": layer_types,
             "rope_local_base_freq": config.local_rope.theta if config.local_rope else None,
