@@ -21,6 +21,7 @@ MAX_VOCAB = 1 << 22  # sixteen times Gemma's; a damaged id must not make us allo
 _SPACE = "\u2581"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPECIAL_TYPES = (2, 3)  # sentencepiece's UNKNOWN and CONTROL
+_UNUSED_TYPE = 5
 _BYTE_TYPE = 6
 
 
@@ -150,7 +151,7 @@ class SentencePieceBackend:
         model = _parse_model(raw, source)
         pieces = [(piece.piece, piece.type) for piece in model.pieces]
         size = _checked_size(max([len(pieces), *(token + 1 for token in added)]), source)
-        self._pieces = pieces + [("", _SPECIAL_TYPES[1])] * (size - len(pieces))
+        self._pieces = pieces + [("", _UNUSED_TYPE)] * (size - len(pieces))
         self._added = {
             token: entry
             for token, entry in added.items()

@@ -73,7 +73,7 @@ ESCAPES = [
     "{{ '{a.__class__}'.format_map({'a': 1}) }}",
     "{{ ('{0.__class__}'|string).format(messages) }}",
     "{{ messages|map('attr', '__class__')|first|attr('__mro__') }}{{ 1/0 }}",
-    "{% set f = ''.format %}{{ f.__wrapped__ }}",
+    "{% set f = ''.format %}{{ f.__globals__ }}",
     "{% set n = namespace() %}{% set n.__class__ = 1 %}",
     "{{ namespace({'__html__': range}) }}",
     "{{ namespace(**{'__class__': range}) }}",
