@@ -3,8 +3,9 @@
 Run in an environment with transformers, gguf and llama-cpp-python:
     python tests/golden/record_tokenizers.py smollm2=SmolLM2.gguf gemma3=gemma-3.gguf
 
-llama.cpp reads `tokenizer.ggml.pre`; transformers' reading of GGUF files splits SmolLM2's digits and
-Gemma's long runs of spaces differently. Both are recorded, and the test names where it follows which.
+llama.cpp reads `tokenizer.ggml.pre`; transformers' reading of GGUF files splits SmolLM2's digits
+and Gemma's long runs of spaces differently. Both are recorded, and the test names where it follows
+which.
 """
 
 import json

@@ -1,0 +1,87 @@
+"""The only place that builds models for tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdecode import api
+from jaxdecode.core.masks import MaskProgram
+from jaxdecode.models import decoder
+from jaxdecode.models.config import ModelConfig, Rope
+
+
+def config(**changes) -> ModelConfig:
+    """A two-layer model small enough for property tests; keyword arguments replace fields."""
+    base = dict(
+        family="llama",
+        vocab_size=61,
+        num_layers=2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_length=2048,
+        query_scale=8**-0.5,
+        layer_windows=(0, 0),
+    )
+    return ModelConfig(**(base | changes))
+
+
+def gemma_like(**changes) -> ModelConfig:
+    """Every optional part at once: windows, two RoPE bases, q/k and post norms, scaling."""
+    parts = dict(
+        family="gemma3",
+        num_layers=4,
+        layer_windows=(7, 7, 0, 7),
+        local_rope=Rope(theta=100.0),
+        rope=Rope(theta=1000.0, scaling="linear", factor=2.0),
+        qk_norm=True,
+        post_norms=True,
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        embed_scale=32**0.5,
+        tied_embeddings=True,
+        query_scale=0.2,
+    )
+    return config(**(parts | changes))
+
+
+@functools.lru_cache
+def params(model: ModelConfig, seed: int = 0, dtype: str = "float32"):
+    """Random parameters, sharpened so that greedy decoding is not a near tie."""
+    tree = decoder.init_params(model, jax.random.key(seed), jnp.dtype(dtype))
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.std(leaf)
+             for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
+
+
+@functools.lru_cache
+def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
+    """A random language model without a tokenizer."""
+    built = gemma_like() if name == "gemma" else config()
+    return api.from_params(built, params(built, seed), name=name)
+
+
+def full_logits(lm: api.LanguageModel, tokens, taps=()):
+    """Scores after every token of one row from a single pass: the teacher-forced reference."""
+    size = len(tokens)
+    row = np.zeros((1, -(-size // 64) * 64), np.int32)
+    row[0, :size] = tokens
+    logits, hidden = _teacher_forced(lm.params, row, size, target=lm.target, taps=tuple(taps))
+    return np.asarray(logits[0, :size]), {name: np.asarray(hidden[name][0, :size]) for name in taps}
+
+
+@functools.partial(jax.jit, static_argnames=("target", "taps"))
+def _teacher_forced(params, row, size, *, target, taps):
+    program = MaskProgram(
+        cached=jnp.zeros(1, jnp.int32),
+        positions=jnp.arange(row.shape[1], dtype=jnp.int32)[None],
+        num_new=jnp.full(1, size, jnp.int32),
+    )
+    output = target.forward(params, row, program, None, taps)
+    return target.logits(params, output.hidden), output.taps
