@@ -351,8 +351,8 @@ def load_gguf(path: pathlib.Path) -> tuple[torch.nn.Module, transformers.PreTrai
 def _check_gemma(model: torch.nn.Module) -> None:
     """GGUF files of Gemma 3 leave out the local RoPE base, the window pattern and the query scale.
 
-    transformers fills in its defaults, which are right for every released size but 27B; a file or
-    version for which they are not must not become a golden.
+    transformers fills in its defaults, which are right for the 270M model; a file or a version for
+    which they are not must not become a golden.
     """
     c = model.config
     bases = {kind: rope["rope_theta"] for kind, rope in c.rope_parameters.items()}
