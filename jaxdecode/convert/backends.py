@@ -68,8 +68,8 @@ class JsonBackend:
 
     kind = "tokenizers"
     file_name = "tokenizer.json"
-    bos_id = None  # the file has no place to say
-    eos_id = None
+    bos_id: int | None = None  # the file has no place to say
+    eos_id: int | None = None
 
     def __init__(self, raw: bytes, added: Mapping[int, AddedToken], source: str):
         self.raw = raw
