@@ -58,7 +58,7 @@ def interleave(array, heads):
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
 
 
-def write_gguf(path, hf, tensors, kind="F32", fields=None, extra=None):
+def write_gguf(path, hf, tensors, kind="F32", fields=None, extra=None, alignment=None):
     """Writes a file; 2-D tensors whose rows fit the block are stored as `kind`.
 
     Returns the float32 tensors the file stands for, under their Hugging Face names.
@@ -67,6 +67,8 @@ def write_gguf(path, hf, tensors, kind="F32", fields=None, extra=None):
     kind = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, arch)
     _write_metadata(writer, hf)
+    if alignment:
+        writer.add_custom_alignment(alignment)
     for key, value in (fields or {}).items():
         writer.add_key_value(key, *value)
     meant = {}
