@@ -169,7 +169,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: format {version} is not supported; this version of jaxdecode reads "
             f"{(FORMAT, FORMAT_VERSION)}. Convert the original again."
         )
+    if not _well_formed(body):
+        raise CorruptCheckpointError(f"{path}: the manifest lacks entries or has unusable ones.")
     return body
+
+
+def _well_formed(body: dict[str, Any]) -> bool:
+    """Whether a manifest has the shape the code below relies on; its digest can be forged too."""
+    groups, dtypes, files = body.get("groups"), body.get("dtypes"), body.get("files")
+    return (
+        isinstance(body.get("config"), dict)
+        and isinstance(body.get("token_ids"), dict)
+        and isinstance(groups, list)
+        and all(isinstance(group, list) for group in groups)
+        and isinstance(dtypes, dict)
+        and all(isinstance(dtype, str) and dtype in DTYPES for dtype in dtypes.values())
+        and isinstance(files, dict)
+        and all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys()
+                for entry in files.values())
+    )  # fmt: skip
 
 
 def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
@@ -281,7 +299,7 @@ class _Reader:
             if (
                 not isinstance(got, np.ndarray)
                 or got.shape != self._shapes[name]
-                or got.dtype != DTYPES.get(self._dtypes[name])
+                or got.dtype != DTYPES[self._dtypes[name]]
             ):
                 raise CorruptCheckpointError(
                     f"{path}: {name} is {getattr(got, 'dtype', None)} "
