@@ -57,9 +57,20 @@ def resolve(name_or_path: str | Path, *, accept_terms: bool = False, progress: b
     return _from_catalog(model_entry(text), accept_terms=accept_terms, progress=progress)
 
 
-def _from_catalog(entry: ModelEntry, *, accept_terms: bool, progress: bool) -> Path:
+def is_cached(entry: ModelEntry) -> bool:
+    """Whether a named model can be loaded without the network."""
+    return (_converted(entry) / MANIFEST).is_file()
+
+
+def _converted(entry: ModelEntry) -> Path:
+    """Our checkpoint of a named model; new weights or a new format get a new folder."""
     folder = cache_dir() / "models" / entry.name
-    converted = folder / f"checkpoint-{entry.sha256[:12]}-v{FORMAT_VERSION}"
+    return folder / f"checkpoint-{entry.sha256[:12]}-v{FORMAT_VERSION}"
+
+
+def _from_catalog(entry: ModelEntry, *, accept_terms: bool, progress: bool) -> Path:
+    converted = _converted(entry)
+    folder = converted.parent
     _agree(entry, folder, accept_terms)
     if (converted / MANIFEST).is_file():
         return converted

@@ -1,0 +1,63 @@
+"""What several commands share: option types, the compilation cache, JSON and plain tables."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON on stdout.")]
+AcceptTerms = Annotated[
+    bool, tyro.conf.arg(help="Accept the terms of use of a model that has some (asked once).")
+]
+Overwrite = Annotated[bool, tyro.conf.arg(help="Replace the destination if it exists.")]
+Debug = Annotated[bool, tyro.conf.arg(help="Show the whole traceback of an error.")]
+CheckpointPath = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="PATH",
+        help="Checkpoint folder, .gguf or .safetensors file, short name, or hf:org/name.",
+    ),
+]
+
+# Compiling takes longer than reading the program back for all but the smallest programs.
+_MIN_COMPILE_SECONDS = 0.2
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs on disk between runs, unless JAX's own settings say something."""
+    import jax
+
+    from jaxdecode.convert.download import cache_dir
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=indent))
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns padded to their widest cell; lines are never wrapped, so that grep works."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def show_progress(asked: bool = False) -> bool:
+    """Whether progress bars make sense: a person watches stderr, or asked for them."""
+    return asked or sys.stderr.isatty()

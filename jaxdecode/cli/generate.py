@@ -1,0 +1,248 @@
+"""`jaxdecode generate`: prompts in, text or JSON lines out."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+
+from tyro.conf import UseAppendAction, arg
+
+from jaxdecode.cli.common import (
+    AcceptTerms,
+    Debug,
+    Overwrite,
+    note,
+    show_progress,
+    use_compile_cache,
+)
+from jaxdecode.cli.output import open_output, progress_bar
+from jaxdecode.cli.prompts import PromptLine, read_prompts
+from jaxdecode.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxdecode.api import Generation, LanguageModel
+
+# `constructor=str`: otherwise the word None on the command line would mean no text.
+_Text = Annotated[str | None, arg(metavar="TEXT", constructor=str, help_behavior_hint="")]
+_File = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue prompts with a model.
+
+    Give one of --prompt, --message and --prompts.
+    Text goes to stdout and statistics to stderr; with --json, one line per prompt on stdout.
+    """
+
+    model: Annotated[str, arg(metavar="NAME_OR_PATH")]
+    """Short name (see `jaxdecode models`), checkpoint folder, .gguf file, or hf:org/name."""
+    prompt: _Text = None
+    """One prompt, continued as it is."""
+    message: _Text = None
+    """One message of a user, put through the model's chat template."""
+    prompts: _File = None
+    """JSONL file, or - for stdin. A line holds one of {"prompt": text}, {"messages": [...]} and
+    {"tokens": [...]}, and may hold {"seed": integer}."""
+    method: str = "ar"
+    """Decoding method (see `jaxdecode methods`)."""
+    max_new_tokens: int = 128
+    """Most new tokens per prompt."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; higher values draw more freely."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only; 0 from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Draw from tokens at least this probable relative to the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that already occurred less likely."""
+    stop: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="TEXT")] = ()
+    """End a prompt's text before this string."""
+    ignore_eos: bool = False
+    """Go on after the model's own end tokens."""
+    seed: int = 0
+    """Seed of every prompt that brings none."""
+    batch_size: int = 8
+    """Prompts decoded at once; results do not depend on it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of weights and cache; auto is float32 on CPU, else bfloat16."""
+    json: bool = False
+    """Print one JSON line per prompt: tokens, text, finish_reason, stats."""
+    logprobs: bool = False
+    """Add the log-probability of every new token to the JSON lines."""
+    stream: bool = False
+    """Print the text of the one prompt while it is made."""
+    out: _File = None
+    """Write results to this file, which appears when all are there, instead of stdout."""
+    overwrite: Overwrite = False
+    progress: Annotated[bool, arg(help="Show progress even if stderr is no terminal.")] = False
+    accept_terms: AcceptTerms = False
+    debug: Debug = False
+
+    def run(self) -> int:
+        """Executes the command; returns the exit code."""
+        lines = self._lines()
+        self._check(lines)
+        with open_output(self.out, overwrite=self.overwrite) as out:
+            use_compile_cache()
+            from jaxdecode import api
+
+            # Before a model is fetched and loaded: wrong values should not cost minutes.
+            api.explain(self.method)
+            api.make_options(self._options([line.seed for line in lines]))
+            lm = self._load()
+            if self.stream:
+                self._stream(lm, lines[0], out)
+            else:
+                self._batches(lm, lines, out)
+        return 0
+
+    def _lines(self) -> list[PromptLine]:
+        given = [n for n in ("prompt", "message", "prompts") if getattr(self, n) is not None]
+        if len(given) != 1:
+            got = " and ".join(f"--{name}" for name in given) or "none"
+            raise InputError(f"give exactly one of --prompt, --message and --prompts, got {got}.")
+        if self.prompts is not None:
+            return read_prompts(self.prompts)
+        if self.prompt is not None:
+            return [PromptLine("--prompt", {"prompt": self.prompt})]
+        return [PromptLine("--message", {"messages": [{"role": "user", "content": self.message}]})]
+
+    def _check(self, lines: list[PromptLine]) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size} is out of range; it must be >= 1.")
+        if self.logprobs and not self.json:
+            raise InputError("--logprobs are part of the JSON lines; add --json.")
+        if self.stream and (self.json or self.out is not None):
+            raise InputError("--stream prints plain text to stdout; leave out --json and --out.")
+        if self.stream and len(lines) != 1:
+            raise InputError(f"--stream takes one prompt, got {len(lines)}.")
+
+    def _options(self, seeds: list[int | None]) -> dict[str, Any]:
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "stop": self.stop,
+            "ignore_eos": self.ignore_eos,
+            "seed": [self.seed if seed is None else seed for seed in seeds],
+        }
+
+    def _load(self) -> "LanguageModel":
+        from jaxdecode import api
+
+        begin = time.perf_counter()
+        lm = api.load(
+            self.model,
+            dtype=None if self.dtype == "auto" else self.dtype,
+            accept_terms=self.accept_terms,
+            progress=show_progress(self.progress),
+        )
+        if not self.json:
+            note(f"loaded {self.model} in {time.perf_counter() - begin:.1f} s")
+        return lm
+
+    def _batches(self, lm: "LanguageModel", lines: list[PromptLine], out: TextIO) -> None:
+        prompts = _tokenize_all(lm, lines)
+        done, begin, num_tokens = 0, time.perf_counter(), 0
+        for first, batch in _sliced(prompts, self.batch_size):
+            last = first + len(batch)
+            title = f"prompts {first + 1} to {last} of {len(lines)}"
+            options = self._options([line.seed for line in lines[first:last]])
+            total = len(batch) * self.max_new_tokens
+            with progress_bar(title, total, show_progress(self.progress)) as progress:
+                result = self._generate(lm, batch, progress, options)
+            for row in range(len(batch)):
+                self._write(result, row, done, len(lines), out)
+                done += 1
+            num_tokens += sum(stats.num_tokens for stats in result.stats)
+        if not self.json:
+            seconds = time.perf_counter() - begin
+            note(f"{num_tokens} tokens in {seconds:.1f} s ({num_tokens / seconds:.1f} per second)")
+
+    def _generate(
+        self,
+        lm: "LanguageModel",
+        prompts: list[list[int]],
+        progress: Callable[[int], None] | None,
+        options: dict[str, Any],
+    ) -> "Generation":
+        from jaxdecode import api
+
+        return api.generate(
+            lm,
+            prompts,
+            method=self.method,
+            batch_size=self.batch_size,
+            progress=progress,
+            **options,
+        )
+
+    def _write(self, result: "Generation", row: int, index: int, total: int, out: TextIO) -> None:
+        if self.json:
+            print(json.dumps(_record(result, row, self.logprobs)), file=out, flush=True)
+            return
+        text = result.texts[row]
+        if text is None:
+            text = " ".join(map(str, result.tokens[row]))
+        if total > 1:
+            print(f"--- {index + 1} ---", file=out)
+        print(text, file=out, flush=True)
+
+    def _stream(self, lm: "LanguageModel", line: PromptLine, out: TextIO) -> None:
+        from jaxdecode import api
+
+        finished: list[Generation] = []
+        prompt = _tokenize_all(lm, [line])[0]
+        options = self._options([line.seed])
+        begin, first = time.perf_counter(), None
+        pieces = api.stream(lm, prompt, method=self.method, on_finish=finished.append, **options)
+        for piece in pieces:
+            first = first or time.perf_counter()
+            print(piece, end="", file=out, flush=True)
+        print(file=out, flush=True)
+        note(_stream_stats(finished[0].stats[0].num_tokens, begin, first or time.perf_counter()))
+
+
+def _tokenize_all(lm: "LanguageModel", lines: list[PromptLine]) -> list[list[int]]:
+    """Token ids of all prompts, so that a bad last line does not cost the work on the others."""
+    from jaxdecode.options import tokenize
+
+    tokens = []
+    for line in lines:
+        try:
+            tokens.append(tokenize(line.prompt, lm.tokenizer, lm.config))
+        except InputError as error:
+            raise InputError(f"{line.where}: {error}") from error
+    return tokens
+
+
+def _sliced(items: list, size: int) -> Iterator[tuple[int, list]]:
+    for first in range(0, len(items), size):
+        yield first, items[first : first + size]
+
+
+def _record(result: "Generation", row: int, logprobs: bool) -> dict[str, Any]:
+    record = {
+        "tokens": result.tokens[row],
+        "text": result.texts[row],
+        "finish_reason": result.finish_reasons[row],
+    }
+    if logprobs:
+        record["logprobs"] = result.logprobs[row]
+    return record | {"stats": dataclasses.asdict(result.stats[row])}
+
+
+def _stream_stats(num_tokens: int, begin: float, first: float) -> str:
+    now = time.perf_counter()
+    rate = (num_tokens - 1) / max(now - first, 1e-9)
+    after = f", then {rate:.1f} per second" if num_tokens > 1 else ""
+    return (
+        f"{num_tokens} tokens in {now - begin:.1f} s: the first after {first - begin:.2f} s{after}"
+    )

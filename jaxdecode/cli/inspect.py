@@ -1,0 +1,68 @@
+"""`jaxdecode inspect`: what a checkpoint holds."""
+
+import dataclasses
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from jaxdecode.cli.common import (
+    AcceptTerms,
+    AsJson,
+    CheckpointPath,
+    Debug,
+    print_json,
+    print_table,
+    show_progress,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Describe a checkpoint without converting or loading it."""
+
+    path: CheckpointPath
+    tensors: Annotated[bool, arg(help="List every tensor with its shape and number format.")] = (
+        False
+    )
+    json: AsJson = False
+    accept_terms: AcceptTerms = False
+    debug: Debug = False
+
+    def run(self) -> int:
+        """Executes the command; returns the exit code."""
+        from jaxdecode.convert import download, pipeline
+
+        path = download.resolve(self.path, accept_terms=self.accept_terms, progress=show_progress())
+        found = pipeline.inspect(path)
+        tensors = found.pop("tensors")
+        if self.json:
+            print_json(found | ({"tensors": tensors} if self.tensors else {}))
+            return 0
+        for name, value in _summary(found):
+            print(f"{name + ':':<14} {value}")
+        if self.tensors:
+            print()
+            rows = [(t["name"], "x".join(map(str, t["shape"])), t["dtype"]) for t in tensors]
+            print_table(("TENSOR", "SHAPE", "DTYPE"), rows)
+        return 0
+
+
+def _summary(found: dict[str, Any]) -> list[tuple[str, str]]:
+    config = found["config"]
+    return [
+        ("path", found["path"]),
+        ("format", found["kind"]),
+        ("family", found["family"]),
+        ("parameters", f"{found['num_parameters']:,}"),
+        ("size", f"{found['num_bytes'] / 1e6:.1f} MB"),
+        ("number format", _counts(found["dtypes"])),
+        ("quantization", _counts(found["quantization"] or {}) or "none"),
+        ("tokenizer", found["tokenizer"] or "none"),
+        ("layers", f"{config['num_layers']}"),
+        ("vocabulary", f"{config['vocab_size']:,}"),
+        ("context", f"{config['max_length']:,} tokens"),
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({number})" for name, number in counts.items())

@@ -1,0 +1,80 @@
+"""Where results go: stdout or a file that appears whole; and the progress bar on stderr."""
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from jaxdecode.errors import DestinationExistsError, InputError
+
+
+@contextlib.contextmanager
+def open_output(name: str | None, *, overwrite: bool) -> Iterator[TextIO]:
+    """Yields stdout, or a hidden sibling of the file that takes its name when all went well.
+
+    Raises:
+        DestinationExistsError: the file exists and `overwrite` is not set.
+        InputError: it cannot be written.
+    """
+    if name is None:
+        yield sys.stdout
+        return
+    path = Path(name).expanduser()
+    _check(path, overwrite)
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        file = work.open("x", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {name}: cannot be written ({error.strerror}).") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _check(path, overwrite)
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _check(path: Path, overwrite: bool) -> None:
+    if path.exists() and not path.is_file():
+        raise InputError(f"--out {path}: exists and is not a file.")
+    if path.exists() and not overwrite:
+        raise DestinationExistsError(f"--out {path} exists; choose another file or --overwrite.")
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar of new tokens on stderr; yields the function that sets how many there are."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} tokens, {task.fields[rate]:.1f} per second"),
+        TimeElapsedColumn(),
+    )
+    # Without redirect_stdout=False, rich would send our results to stderr.
+    bar = Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=sys.stderr.isatty(),
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with bar:
+        task = bar.add_task(title, total=total, rate=0.0)
+
+        def advance(num_tokens: int) -> None:
+            seconds = bar.tasks[0].elapsed or 0.0
+            bar.update(task, completed=num_tokens, rate=num_tokens / max(seconds, 1e-9))
+
+        yield advance
