@@ -61,14 +61,14 @@ def atomic_directory(dst: Path, *, overwrite: bool = False, num_bytes: int = 0) 
         _swap(work, dst, overwrite)
     except OSError as error:
         if error.errno in _FULL:
-            raise disk_full(dst, num_bytes) from error
+            raise _disk_full(dst, num_bytes) from error
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
 
 
-def disk_full(dst: Path, num_bytes: int) -> CheckpointError:
+def _disk_full(dst: Path, num_bytes: int) -> CheckpointError:
     """The error for a disk that has no room for `num_bytes` more at `dst`."""
     free = shutil.disk_usage(dst.parent).free
     return CheckpointError(
@@ -96,7 +96,7 @@ def _check_destination(dst: Path, overwrite: bool) -> None:
 
 def _check_space(dst: Path, num_bytes: int) -> None:
     if num_bytes > shutil.disk_usage(dst.parent).free:
-        raise disk_full(dst, num_bytes)
+        raise _disk_full(dst, num_bytes)
 
 
 def _flush(root: Path) -> None:

@@ -12,6 +12,7 @@ flips would load silently.
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -22,7 +23,6 @@ from typing import Any
 import numpy as np
 
 import jaxdecode
-from jaxdecode.convert.atomic import disk_full
 from jaxdecode.convert.source import DTYPES, Source, check_config
 from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError, JaxdecodeError
 from jaxdecode.models.config import FAMILIES, ModelConfig, Rope, param_shapes
@@ -105,10 +105,11 @@ def _save_group(path: Path, arrays: dict[str, np.ndarray]) -> None:
         try:
             writer.save(path.absolute(), arrays)
         except (ValueError, RuntimeError) as error:
-            # TensorStore reports a full disk as a plain error with the system's text in it.
-            if "No space left" not in str(error):
-                raise CheckpointError(f"{path}: could not be written ({error}).") from error
-            raise disk_full(path, sum(a.nbytes for a in arrays.values())) from error
+            # TensorStore reports a full disk as a plain error with the system's text in it; given
+            # back its number, `atomic_directory` can say what was needed where.
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise CheckpointError(f"{path}: could not be written ({error}).") from error
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -79,8 +79,8 @@ def _from_catalog(entry: ModelEntry, *, accept_terms: bool, progress: bool) -> P
         if not (converted / MANIFEST).is_file():
             from jaxdecode.convert.pipeline import convert
 
-            file = fetch(entry, folder, progress=progress)
-            convert(file, converted, overwrite=converted.exists(), progress=progress)
+            shutil.rmtree(converted, ignore_errors=True)
+            convert(fetch(entry, folder, progress=progress), converted, progress=progress)
     return converted
 
 
