@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import tyro
 
-AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON on stdout.")]
+# The empty hint keeps "(default: False)" out of the help of every flag.
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+AsJson = Annotated[Flag, tyro.conf.arg(help="Print JSON on stdout.")]
 AcceptTerms = Annotated[
-    bool, tyro.conf.arg(help="Accept the terms of use of a model that has some (asked once).")
+    Flag, tyro.conf.arg(help="Accept the terms of use of a model that has some (asked once).")
 ]
-Overwrite = Annotated[bool, tyro.conf.arg(help="Replace the destination if it exists.")]
-Debug = Annotated[bool, tyro.conf.arg(help="Show the whole traceback of an error.")]
+Overwrite = Annotated[Flag, tyro.conf.arg(help="Replace the destination if it exists.")]
+Debug = Annotated[Flag, tyro.conf.arg(help="Show the whole traceback of an error.")]
 CheckpointPath = Annotated[
     str,
     tyro.conf.Positional,

@@ -11,6 +11,7 @@ from tyro.conf import UseAppendAction, arg
 from jaxdecode.cli.common import (
     AcceptTerms,
     Debug,
+    Flag,
     Overwrite,
     note,
     show_progress,
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 # `constructor=str`: otherwise the word None on the command line would mean no text.
 _Text = Annotated[str | None, arg(metavar="TEXT", constructor=str, help_behavior_hint="")]
 _File = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
+_PROMPTS_HELP = (
+    'JSONL file, or - for stdin. Each line is an object with one of "prompt": text, '
+    '"messages": [{"role": ..., "content": ...}, ...] and "tokens": [...], and perhaps "seed".'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +47,7 @@ class Generate:
     """One prompt, continued as it is."""
     message: _Text = None
     """One message of a user, put through the model's chat template."""
-    prompts: _File = None
-    """JSONL file, or - for stdin. A line holds one of {"prompt": text}, {"messages": [...]} and
-    {"tokens": [...]}, and may hold {"seed": integer}."""
+    prompts: Annotated[_File, arg(help=_PROMPTS_HELP)] = None
     method: str = "ar"
     """Decoding method (see `jaxdecode methods`)."""
     max_new_tokens: int = 128
@@ -61,7 +64,7 @@ class Generate:
     """Above 1 makes tokens that already occurred less likely."""
     stop: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="TEXT")] = ()
     """End a prompt's text before this string."""
-    ignore_eos: bool = False
+    ignore_eos: Flag = False
     """Go on after the model's own end tokens."""
     seed: int = 0
     """Seed of every prompt that brings none."""
@@ -69,16 +72,17 @@ class Generate:
     """Prompts decoded at once; results do not depend on it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and cache; auto is float32 on CPU, else bfloat16."""
-    json: bool = False
+    json: Flag = False
     """Print one JSON line per prompt: tokens, text, finish_reason, stats."""
-    logprobs: bool = False
+    logprobs: Flag = False
     """Add the log-probability of every new token to the JSON lines."""
-    stream: bool = False
+    stream: Flag = False
     """Print the text of the one prompt while it is made."""
     out: _File = None
     """Write results to this file, which appears when all are there, instead of stdout."""
     overwrite: Overwrite = False
-    progress: Annotated[bool, arg(help="Show progress even if stderr is no terminal.")] = False
+    progress: Flag = False
+    """Show progress even if stderr is no terminal."""
     accept_terms: AcceptTerms = False
     debug: Debug = False
 

@@ -1,15 +1,14 @@
 """`jaxdecode inspect`: what a checkpoint holds."""
 
 import dataclasses
-from typing import Annotated, Any
-
-from tyro.conf import arg
+from typing import Any
 
 from jaxdecode.cli.common import (
     AcceptTerms,
     AsJson,
     CheckpointPath,
     Debug,
+    Flag,
     print_json,
     print_table,
     show_progress,
@@ -21,9 +20,8 @@ class Inspect:
     """Describe a checkpoint without converting or loading it."""
 
     path: CheckpointPath
-    tensors: Annotated[bool, arg(help="List every tensor with its shape and number format.")] = (
-        False
-    )
+    tensors: Flag = False
+    """List every tensor with its shape and number format."""
     json: AsJson = False
     accept_terms: AcceptTerms = False
     debug: Debug = False
