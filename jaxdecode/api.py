@@ -41,7 +41,9 @@ class LanguageModel:
         params: parameter tree (`models.decoder`).
         target: the pure functions bound to the config.
         tokenizer: None if the checkpoint has none; then prompts are token ids.
-        dtype: dtype of parameters, activations and cache.
+        dtype: dtype of parameters and activations.
+        kv_dtype: dtype of keys and values. float32 on CPU, where 16-bit attention takes a slow
+            path; `dtype` elsewhere.
     """
 
     name: str
@@ -50,6 +52,7 @@ class LanguageModel:
     target: Target
     tokenizer: Tokenizer | None
     dtype: Any
+    kv_dtype: Any
 
     def __repr__(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -114,7 +117,7 @@ def load(
     Args:
         model: a short name (`jaxdecode models`), a folder of safetensors, a .gguf file, our own
             checkpoint, or `hf:org/name[@revision]`.
-        dtype: "float32" or "bfloat16" for parameters, activations and cache; by default float32
+        dtype: "float32" or "bfloat16" for parameters, activations; by default float32
             on CPU and bfloat16 on accelerators.
         accept_terms: accept the licence terms of models that have some.
         layers: "list" keeps one tree per layer, "stacked" scans one stacked tree, "auto" takes
@@ -146,13 +149,16 @@ def from_params(
     config: ModelConfig, params: Any, *, name: str = "model", tokenizer: Tokenizer | None = None
 ) -> LanguageModel:
     """Wraps parameters that are already in memory (`models.decoder.init_params`, training)."""
+    dtype = params["embed"]["embedding"].dtype
+    kv_dtype = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
     return LanguageModel(
         name=name,
         config=config,
         params=params,
-        target=_target(config),
+        target=_target(config, kv_dtype),
         tokenizer=tokenizer,
-        dtype=params["embed"]["embedding"].dtype,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -316,7 +322,7 @@ def _run(lm, prompts, seeds, method, options, steps) -> Iterator[engines.Snapsho
         target=lm.target,
         params=lm.params,
         method=_method(method),
-        dtype=lm.dtype,
+        kv_dtype=lm.kv_dtype,
     )
     batch = engines.batch_bucket(len(prompts))
     request = make_request(
@@ -390,5 +396,5 @@ def _method(name: str) -> Method:
 
 
 @functools.lru_cache
-def _target(config: ModelConfig) -> Target:
-    return decoder.make_target(config)
+def _target(config: ModelConfig, kv_dtype: Any) -> Target:
+    return decoder.make_target(config, kv_dtype)

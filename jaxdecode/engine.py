@@ -31,7 +31,7 @@ class Engine:
     target: Target
     params: Any
     method: Method
-    dtype: Any
+    kv_dtype: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,13 @@ def _prefilled(
     end = min(longest + max_new_tokens, engine.config.max_length)
     slots = slot_bucket(max(covered, end + SLACK))
     canvas = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], engine.config)
-    cache = engine.method.cache.init(engine.config, len(canvas.length), slots, engine.dtype)
+    cache = engine.method.cache.init(
+        engine.config,
+        len(canvas.length),
+        slots,
+        engine.kv_dtype,
+        stacked=not isinstance(engine.params["layers"], Sequence),
+    )
     for start, width in plan:
         cache = loop.prefill(
             engine.params,

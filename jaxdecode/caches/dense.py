@@ -1,8 +1,16 @@
-"""Dense KV cache: `[layers, pages, kv_heads, page, head_dim]` with one page per row.
+"""Dense KV cache: one page per row in `[layers, pages, kv_heads, page, head_dim]`.
 
 This is the paged layout with the identity page table: row b is page b, and a page is as long as
 the canvas. Slots at or past a row's length hold garbage that no mask lets anyone see, so rejecting
 a draft means doing nothing.
+
+The layer axis follows the form of the parameters. Stacked, it is one array that a scan slices;
+as a tuple it is one array per layer, because on CPU and GPU a slice of a stacked array is copied
+before it is read (measured on CPU: 3 to 7 times the time of attention).
+
+Keys are stored transposed, `[kv_heads, head_dim, page]`: scores are then a product along the minor
+axis of both operands (measured on CPU: 1.5 to 1.8 times faster), and no lane is padding on TPU
+when head_dim is below 128.
 
 Cost: 2 x layers x B x kv_heads x slots x head_dim x itemsize bytes.
 """
@@ -11,26 +19,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxdecode.core.protocols import Cache
+from jaxdecode.core.protocols import Cache, Keys, Rows, Values
 from jaxdecode.core.types import pytree
 
-Rows = tuple[Float[Array, "H B K T d"], Float[Array, "H B K T d"]]
+_KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
 
 
 @pytree
 class State:
     """Keys and values of every layer, row, head and slot."""
 
-    key: Float[Array, "H B K S d"]
-    value: Float[Array, "H B K S d"]
+    key: Keys
+    value: Values
 
 
-def init(config: Any, batch: int, slots: int, dtype: Any) -> State:
-    """An empty cache for a model config."""
-    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
-    return State(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype))
+def init(config: Any, batch: int, slots: int, dtype: Any, *, stacked: bool) -> State:
+    """An empty cache for a model config; `stacked` is the form of the parameters."""
+
+    def zeros(*page: int) -> Any:
+        shape = (batch, config.num_kv_heads, *page)
+        if stacked:
+            return jnp.zeros((config.num_layers, *shape), dtype)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+
+    return State(key=zeros(config.head_dim, slots), value=zeros(slots, config.head_dim))
 
 
 def read(state: State) -> Rows:
@@ -44,23 +58,34 @@ def write(state: State, rows: Rows, start: Int[Array, "B"]) -> State:
     The caller guarantees that start + T fits: an update that does not fit would be moved back over
     committed slots.
     """
+    key = jax.tree.map(lambda old, new: _put(old, new, start, _KEY_SLOTS), state.key, rows[0])
+    value = jax.tree.map(lambda old, new: _put(old, new, start, _VALUE_SLOTS), state.value, rows[1])
+    return State(key=key, value=value)
 
-    def put(cache: Float[Array, "H B K S d"], new: Float[Array, "H B K T d"]):
-        # One in-place slice per row: a vmapped update becomes a scatter, which is slower on CPU
-        # and touches more than the rows on TPU.
-        for b in range(cache.shape[1]):
-            cache = jax.lax.dynamic_update_slice(cache, new[:, b : b + 1], (0, b, 0, start[b], 0))
-        return cache
 
-    return State(key=put(state.key, rows[0]), value=put(state.value, rows[1]))
+def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
+    # One in-place slice per row: a vmapped update becomes a scatter, which is slower on CPU and
+    # touches more than the rows on TPU.
+    batch = cache.ndim - 4
+    for b in range(cache.shape[batch]):
+        corner: list[Any] = [0] * cache.ndim
+        corner[batch], corner[slots] = b, start[b]
+        row = jax.lax.slice_in_dim(new, b, b + 1, axis=batch)
+        cache = jax.lax.dynamic_update_slice(cache, row.astype(cache.dtype), corner)
+    return cache
 
 
 def select(rows: Rows, path: Int[Array, "B P"]) -> Rows:
     """Keeps the rows of the path nodes, in path order."""
-    if rows[0].shape[3] == 1:
-        return rows
-    index = path[None, :, None, :, None]
-    return tuple(jnp.take_along_axis(part, index, axis=3) for part in rows)  # type: ignore
+
+    def take(new: Array, slots: int) -> Array:
+        if new.shape[slots] == 1:
+            return new
+        index = path[:, None, None, :] if slots == _KEY_SLOTS else path[:, None, :, None]
+        return jnp.take_along_axis(new, index if new.ndim == 4 else index[None], axis=slots)
+
+    key = jax.tree.map(lambda new: take(new, _KEY_SLOTS), rows[0])
+    return key, jax.tree.map(lambda new: take(new, _VALUE_SLOTS), rows[1])
 
 
 CACHE = Cache(init=init, read=read, write=write, select=select)

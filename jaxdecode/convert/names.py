@@ -70,9 +70,6 @@ def _inputs_first(array: np.ndarray, has_inputs: bool) -> np.ndarray:
 
 
 COPY = Transform(lambda _, s: [s], lambda _, a: a[0], lambda _, a: [a])
-TRANSPOSE = Transform(
-    lambda _, s: [s[::-1]], lambda _, a: np.ascontiguousarray(a[0].T), lambda _, a: [a.T]
-)
 QKV = Transform(_qkv_shapes, _qkv_join, _qkv_split)
 PAIR = Transform(_pair_shapes, _pair_join, _pair_split)
 
@@ -89,7 +86,7 @@ def _named(names: tuple[str, ...], suffix: str) -> tuple[str, ...]:
 _MODEL: dict[str, Rule] = {
     "embed.embedding": (COPY, ("model.embed_tokens.weight",)),
     "final_norm.scale": (COPY, ("model.norm.weight",)),
-    "head.kernel": (TRANSPOSE, ("lm_head.weight",)),
+    "head.kernel": (COPY, ("lm_head.weight",)),
 }
 _LAYER: dict[str, Rule] = {
     "attn_norm.scale": (COPY, ("input_layernorm.weight",)),
@@ -97,11 +94,11 @@ _LAYER: dict[str, Rule] = {
     "attn.qkv.bias": (QKV, _named(_QKV_NAMES, "bias")),
     "attn.q_norm.scale": (COPY, ("self_attn.q_norm.weight",)),
     "attn.k_norm.scale": (COPY, ("self_attn.k_norm.weight",)),
-    "attn.o.kernel": (TRANSPOSE, ("self_attn.o_proj.weight",)),
+    "attn.o.kernel": (COPY, ("self_attn.o_proj.weight",)),
     "attn.o.bias": (COPY, ("self_attn.o_proj.bias",)),
     "mlp.gate_up.kernel": (PAIR, _named(_PAIR_NAMES, "weight")),
     "mlp.gate_up.bias": (PAIR, _named(_PAIR_NAMES, "bias")),
-    "mlp.down.kernel": (TRANSPOSE, ("mlp.down_proj.weight",)),
+    "mlp.down.kernel": (COPY, ("mlp.down_proj.weight",)),
     "mlp.down.bias": (COPY, ("mlp.down_proj.bias",)),
 }
 # The same Hugging Face name means another norm where there are norms after the blocks too.

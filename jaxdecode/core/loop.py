@@ -104,13 +104,16 @@ def step(
     verdict = method.verifier.verify(request, canvas, proposal, logits)
     committed = commit(request, canvas, verdict, state.step)
     rows = method.cache.select(output.rows, verdict.path)
+    # Token ids are never negative, so this adds nothing; but it makes the write wait for the
+    # verdict. Without that XLA may write before the last read, and copies the whole cache first.
+    start = canvas.length + jnp.minimum(verdict.tokens[:, 0], 0)
     stats = _count(state.stats, canvas, committed, proposal.valid)
     drafter_state = method.drafter.update(
         params, drafter_state, request, committed, proposal, verdict, output
     )
     return DecodeState(
         canvas=committed,
-        cache=method.cache.write(state.cache, rows, canvas.length),
+        cache=method.cache.write(state.cache, rows, start),
         drafter=drafter_state,
         stats=stats,
         step=state.step + 1,

@@ -10,6 +10,18 @@ from jaxtyping import Array, Float, Int
 from jaxdecode.core import masks
 
 
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """Rows of the embedding table.
+
+    16-bit rows are gathered as integers: XLA:CPU would widen the whole table to float32 first.
+    """
+    if table.dtype.itemsize != 2:
+        return table[tokens]
+    return jax.lax.bitcast_convert_type(
+        jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens], table.dtype
+    )
+
+
 def linear(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
     """`x @ kernel` in float32 accumulation, returned in float32.
 
@@ -57,9 +69,9 @@ def _two_rows_transposed(
 
 def attention(
     query: Float[Array, "B K G T d"],
-    new_key: Float[Array, "B K T d"],
+    new_key: Float[Array, "B K d T"],
     new_value: Float[Array, "B K T d"],
-    cached_key: Float[Array, "B K S d"] | None,
+    cached_key: Float[Array, "B K d S"] | None,
     cached_value: Float[Array, "B K S d"] | None,
     *,
     mask: masks.MaskProgram,
@@ -68,7 +80,8 @@ def attention(
     """Softmax attention of T new rows over the cache and over themselves, as one law.
 
     The two parts are scored apart and normalised together, so the cache is read where it lies and
-    new rows are never appended to it before they are accepted.
+    new rows are never appended to it before they are accepted. Keys lie transposed, so that both
+    products run along their operands' minor axis.
 
     Args:
         query: already scaled.
@@ -79,7 +92,7 @@ def attention(
         mask: who sees whom.
         window: positions a query looks back; 0 means all.
     """
-    num_slots = 0 if cached_key is None else cached_key.shape[2]
+    num_slots = 0 if cached_key is None else cached_key.shape[3]
     over_cache, over_new = masks.dense(mask, num_slots=num_slots, window=window)
     new_scores = _scores(query, new_key, over_new)
     peak = new_scores.max(-1, keepdims=True)
@@ -96,7 +109,7 @@ def attention(
 def _scores(query, key, visible):
     batch, heads, group, rows, width = query.shape
     flat = query.reshape(batch, heads, group * rows, width).astype(key.dtype)
-    scores = jnp.einsum("bkmd,bksd->bkms", flat, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkmd,bkds->bkms", flat, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, group, rows, -1)
     return jnp.where(visible[:, None, None], scores, -jnp.inf)
 

@@ -11,6 +11,12 @@ from jaxtyping import Array, Float
 
 from jaxdecode.core.types import pytree
 
+# Keys and values by layer: a tuple with one array per layer, or one stacked array; the form of the
+# parameters decides. Keys are stored transposed.
+Keys = Float[Array, "H B K d T"] | tuple[Float[Array, "B K d T"], ...]
+Values = Float[Array, "H B K T d"] | tuple[Float[Array, "B K T d"], ...]
+Rows = tuple[Keys, Values]
+
 
 @pytree
 class TargetOutput:
@@ -18,12 +24,12 @@ class TargetOutput:
 
     Attributes:
         hidden: final hidden states, normalised, ready for the head.
-        rows: keys and values of the new rows, `[H, B, K, T, d]` each; nothing was written.
+        rows: keys and values of the new rows; nothing was written.
         taps: hidden states by name: "embed", "layer.I" (output of block I), "final".
     """
 
     hidden: Float[Array, "B T D"]
-    rows: tuple[Float[Array, "H B K T d"], Float[Array, "H B K T d"]]
+    rows: Rows
     taps: dict[str, Float[Array, "B T D"]]
 
 
@@ -41,7 +47,7 @@ class Target(NamedTuple):
 class Cache(NamedTuple):
     """Keys and values of committed tokens.
 
-    init:  (config, batch, slots, dtype) -> state
+    init:  (config, batch, slots, dtype, stacked=) -> state
     read:  (state) -> what Target.forward takes as cached rows
     write: (state, rows, start [B]) -> state; row i of b goes to slot start[b] + i
     select: (rows, path [B, P]) -> rows of the path nodes only

@@ -92,20 +92,22 @@ class ModelConfig:
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Flat names and shapes of every parameter, one entry per layer (the checkpoint layout).
 
-    Linear kernels are `[in, out]`. Two projections are stored fused, because one wide product is
-    faster than several narrow ones and both fusions still split evenly over a mesh axis:
-    `attn.qkv` is `[hidden, kv_heads, group + 2, head_dim]` (a KV head's queries, then its key, then
-    its value) and `mlp.gate_up` is `[hidden, 2, intermediate]`.
+    Kernels that read the residual stream are `[in, out]`; those that write it (`attn.o`,
+    `mlp.down`) and the head are `[out, in]`: the orders in which a single row is multiplied
+    fastest. Two projections are stored fused, because one wide product is faster than several
+    narrow ones and both fusions still split evenly over a mesh axis: `attn.qkv` is
+    `[hidden, kv_heads, group + 2, head_dim]` (a KV head's queries, then its key, then its value)
+    and `mlp.gate_up` is `[hidden, 2, intermediate]`.
     """
     c = config
     qkv = (c.num_kv_heads, c.group_size + 2, c.head_dim)
     layer = {
         "attn_norm.scale": (c.hidden_size,),
         "attn.qkv.kernel": (c.hidden_size, *qkv),
-        "attn.o.kernel": (c.num_heads * c.head_dim, c.hidden_size),
+        "attn.o.kernel": (c.hidden_size, c.num_heads * c.head_dim),
         "mlp_norm.scale": (c.hidden_size,),
         "mlp.gate_up.kernel": (c.hidden_size, 2, c.intermediate_size),
-        "mlp.down.kernel": (c.intermediate_size, c.hidden_size),
+        "mlp.down.kernel": (c.hidden_size, c.intermediate_size),
     }
     if c.qkv_bias:
         layer["attn.qkv.bias"] = qkv
@@ -125,5 +127,5 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     shapes["final_norm.scale"] = (c.hidden_size,)
     if not c.tied_embeddings:
-        shapes["head.kernel"] = (c.hidden_size, c.vocab_size)
+        shapes["head.kernel"] = (c.vocab_size, c.hidden_size)
     return shapes

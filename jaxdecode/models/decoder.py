@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdecode.core import ops
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.core.protocols import Target, TargetOutput
+from jaxdecode.core.protocols import Rows, Target, TargetOutput
 from jaxdecode.errors import InputError
 from jaxdecode.models import rope
 from jaxdecode.models.config import ModelConfig, param_shapes
@@ -24,11 +24,17 @@ from jaxdecode.models.layers import Block, RMSNorm
 Params = dict[str, Any]
 
 
-def make_target(config: ModelConfig) -> Target:
-    """Binds a config to the pure functions the loop calls."""
+def make_target(config: ModelConfig, kv_dtype: Any = jnp.float32) -> Target:
+    """Binds a config to the pure functions the loop calls.
+
+    Args:
+        config: the model.
+        kv_dtype: dtype of keys and values, in attention and in the cache.
+    """
+    block = Block(config, jnp.dtype(kv_dtype))
 
     def forward(params, tokens, mask, cached, taps=()):
-        return _forward(config, params, tokens, mask, cached, taps)
+        return _forward(config, block, params, tokens, mask, cached, taps)
 
     def logits(params, hidden):
         return _logits(config, params, hidden)
@@ -46,14 +52,14 @@ def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Pa
         cached=jnp.zeros(1, jnp.int32), positions=position, num_new=jnp.ones(1, jnp.int32)
     )
     angles = rope.angles(config.rope, config.head_dim, position)
-    block = jax.jit(lambda key: Block(config).init(key, x, angles, mask, None, 0)["params"])
+    block = jax.jit(lambda key: Block(config, dtype).init(key, x, angles, mask, None, 0)["params"])
     params: Params = {
         "embed": {"embedding": jax.random.normal(keys[0], (config.vocab_size, width)) * 0.02},
         "layers": [block(key) for key in keys[2:]],
         "final_norm": _norm(config).init(keys[1], x)["params"],
     }
     if not config.tied_embeddings:
-        kernel = jax.random.normal(keys[1], (width, config.vocab_size)) * width**-0.5
+        kernel = jax.random.normal(keys[1], (config.vocab_size, width)) * width**-0.5
         params["head"] = {"kernel": kernel}
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
@@ -104,19 +110,20 @@ def _norm(config: ModelConfig) -> RMSNorm:
 
 def _forward(
     config: ModelConfig,
+    block: Block,
     params: Params,
     tokens: Int[Array, "B T"],
     mask: MaskProgram,
-    cached: tuple[Float[Array, "H B K S d"], Float[Array, "H B K S d"]] | None,
+    cached: Rows | None,
     taps: tuple[str, ...],
 ) -> TargetOutput:
-    x = params["embed"]["embedding"][tokens]
+    x = ops.embed(params["embed"]["embedding"], tokens)
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)
     run = _run_list if isinstance(params["layers"], Sequence) else _run_scan
     seen = {"embed": x}
     x, rows, layer_taps = run(
-        config, params["layers"], x, mask, cached, _tapped_layers(config, taps)
+        config, block, params["layers"], x, mask, cached, _tapped_layers(config, taps)
     )
     hidden = _norm(config).apply({"params": params["final_norm"]}, x)
     seen |= {f"layer.{i}": tap for i, tap in layer_taps.items()} | {"final": hidden}
@@ -142,9 +149,9 @@ def _angle_pair(config: ModelConfig, positions: Int[Array, "B T"]):
     return full, rope.angles(config.local_rope, config.head_dim, positions)
 
 
-def _run_list(config, layers, x, mask, cached, tapped):
+def _run_list(config, block, layers, x, mask, cached, tapped):
     full, local = _angle_pair(config, mask.positions)
-    block, rows, taps = Block(config), [], {}
+    rows, taps = [], {}
     for i, (layer, window) in enumerate(zip(layers, config.layer_windows, strict=True)):
         view = None if cached is None else (cached[0][i], cached[1][i])
         variables = {"params": layer}
@@ -153,10 +160,10 @@ def _run_list(config, layers, x, mask, cached, tapped):
         if i in tapped:
             taps[i] = x
     keys, values = zip(*rows, strict=True)
-    return x, (jnp.stack(keys), jnp.stack(values)), taps
+    return x, (keys, values), taps
 
 
-def _run_scan(config, layers, x, mask, cached, tapped):
+def _run_scan(config, block, layers, x, mask, cached, tapped):
     full, local = _angle_pair(config, mask.positions)
     # The window is data here, so that layers of both kinds share one body; "all" is a window
     # no position can leave.
@@ -168,7 +175,7 @@ def _run_scan(config, layers, x, mask, cached, tapped):
         angles = full
         if config.local_rope is not None:
             angles = jax.tree.map(lambda a, b: jnp.where(windowed, b, a), full, local)
-        x, rows = Block(config).apply({"params": params}, x, angles, mask, view, window)
+        x, rows = block.apply({"params": params}, x, angles, mask, view, window)
         return x, (rows, x if tapped else None)
 
     x, (rows, hidden) = jax.lax.scan(body, x, (layers, windows, is_local, cached))
@@ -176,6 +183,5 @@ def _run_scan(config, layers, x, mask, cached, tapped):
 
 
 def _logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B D"]):
-    if config.tied_embeddings:
-        return ops.linear_transposed(hidden, params["embed"]["embedding"])
-    return ops.linear(hidden, params["head"]["kernel"])
+    table = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"]
+    return ops.linear_transposed(hidden, table)

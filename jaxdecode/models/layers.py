@@ -3,6 +3,8 @@
 Residual stream and weights share one dtype; norms, RoPE, scores and accumulations are float32.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,10 @@ from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.rope import rotate
 
 Angles = tuple[Float[Array, "B T d"], Float[Array, "B T d"]]
-CachedRows = tuple[Float[Array, "B K S d"], Float[Array, "B K S d"]]
+CachedRows = tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]
 # 0 is all positions; a traced value lets windowed and full layers share one scanned body.
 Window = int | Int[Array, ""]
-NewRows = tuple[Float[Array, "B K T d"], Float[Array, "B K T d"]]
+NewRows = tuple[Float[Array, "B K d T"], Float[Array, "B K T d"]]
 
 
 class RMSNorm(nn.Module):
@@ -52,10 +54,27 @@ class Linear(nn.Module):
         return out
 
 
+class OutputLinear(nn.Module):
+    """Product with a `[out, in]` kernel, back to the residual stream; the result is float32."""
+
+    features: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
+        kernel = self.param("kernel", init, (self.features, x.shape[-1]))
+        out = ops.linear_transposed(x, kernel)
+        if self.use_bias:
+            out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(out.dtype)
+        return out
+
+
 class Attention(nn.Module):
     """Grouped-query attention with fused projections, RoPE and optional query/key norms."""
 
     config: ModelConfig
+    kv_dtype: Any
 
     @nn.compact
     def __call__(
@@ -75,8 +94,8 @@ class Attention(nn.Module):
             query = RMSNorm(c.norm_eps, c.norm_offset, name="q_norm")(query)
             key = RMSNorm(c.norm_eps, c.norm_offset, name="k_norm")(key)
         query = rotate(query, *angles) * c.query_scale
-        new_key = rotate(key, *angles).astype(x.dtype).transpose(0, 2, 1, 3)
-        new_value = value.astype(x.dtype).transpose(0, 2, 1, 3)
+        new_key = rotate(key, *angles).astype(self.kv_dtype).transpose(0, 2, 3, 1)
+        new_value = value.astype(self.kv_dtype).transpose(0, 2, 1, 3)
         mixed = ops.attention(
             query.transpose(0, 2, 3, 1, 4),
             new_key,
@@ -86,7 +105,7 @@ class Attention(nn.Module):
             window=window,
         )
         mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, num_rows, -1)
-        out = Linear((c.hidden_size,), c.o_bias, name="o")(mixed)
+        out = OutputLinear(c.hidden_size, c.o_bias, name="o")(mixed)
         return out.astype(x.dtype), (new_key, new_value)
 
 
@@ -101,13 +120,19 @@ class GatedMLP(nn.Module):
         both = Linear((2, c.intermediate_size), c.mlp_bias, name="gate_up")(x)
         gate, up = both[..., 0, :], both[..., 1, :]
         gate = jax.nn.silu(gate) if c.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        return Linear((c.hidden_size,), c.mlp_bias, name="down")(gate * up).astype(x.dtype)
+        return OutputLinear(c.hidden_size, c.mlp_bias, name="down")(gate * up).astype(x.dtype)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each behind a norm and added to the residual stream.
+
+    Attributes:
+        config: the model.
+        kv_dtype: dtype of keys and values: of attention's operands and of the cache.
+    """
 
     config: ModelConfig
+    kv_dtype: Any
 
     @nn.compact
     def __call__(
@@ -119,7 +144,7 @@ class Block(nn.Module):
         window: Window,
     ) -> tuple[Float[Array, "B T D"], NewRows]:
         norm = lambda name: RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)  # noqa: E731
-        attention = Attention(self.config, name="attn")
+        attention = Attention(self.config, self.kv_dtype, name="attn")
         mixed, rows = attention(norm("attn_norm")(x), angles, mask, cached, window)
         x = x + (norm("attn_post_norm")(mixed) if self.config.post_norms else mixed)
         update = GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x))
