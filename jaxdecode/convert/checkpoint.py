@@ -28,7 +28,8 @@ from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError
 from jaxdecode.models.config import FAMILIES, ModelConfig, Rope, param_shapes
 
 FORMAT = "jaxdecode-checkpoint"
-FORMAT_VERSION = 1
+# 2: output kernels became [out, in]; a square one of version 1 would load silently transposed.
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 _PARAMS = "params"

@@ -72,11 +72,11 @@ def _from_catalog(entry: ModelEntry, *, accept_terms: bool, progress: bool) -> P
     converted = _converted(entry)
     folder = converted.parent
     _agree(entry, folder, accept_terms)
-    if (converted / MANIFEST).is_file():
+    if is_cached(entry):
         return converted
     with _lock(folder):
         # Another process may have done the work while this one waited for the lock.
-        if not (converted / MANIFEST).is_file():
+        if not is_cached(entry):
             from jaxdecode.convert.pipeline import convert
 
             shutil.rmtree(converted, ignore_errors=True)

@@ -15,6 +15,7 @@ from jaxdecode.convert.atomic import atomic_directory
 from jaxdecode.convert.checkpoint import TOKENIZER, hash_files, write_checkpoint
 from jaxdecode.convert.open import open_source
 from jaxdecode.convert.source import Source, cast, check_dtype
+from jaxdecode.convert.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from jaxdecode.errors import CorruptCheckpointError, InputError
 from jaxdecode.models.config import ModelConfig, param_shapes
 
@@ -199,17 +200,26 @@ def _hashes(source: Source) -> dict[str, str]:
     return dict(zip(names, hash_files(source.files), strict=True))
 
 
+def read_tokenizer(source: Source) -> Tokenizer | None:
+    """Returns the tokenizer that comes with a checkpoint, or None if there is none.
+
+    Raises:
+        CorruptCheckpointError: its files are damaged.
+        UnsupportedError: its vocabulary is of a kind that is not supported.
+    """
+    if source.tokenizer_dir is not None:
+        return load_tokenizer(source.tokenizer_dir)
+    return tokenizer_from_gguf(source.tokenizer_metadata) if source.tokenizer_metadata else None
+
+
 def _write_tokenizer(source: Source, folder: Path) -> None:
     if source.tokenizer_dir is not None:
+        # Byte for byte, so that nothing is lost on the way to our checkpoint and back.
         for name in _TOKENIZER_FILES:
             if (source.tokenizer_dir / name).is_file():
                 shutil.copyfile(source.tokenizer_dir / name, folder / name)
-    elif source.tokenizer_metadata:
-        from jaxdecode.convert.tokenizer import tokenizer_from_gguf
-
-        tokenizer = tokenizer_from_gguf(source.tokenizer_metadata)
-        if tokenizer is not None:
-            tokenizer.save(folder)
+    elif (tokenizer := read_tokenizer(source)) is not None:
+        tokenizer.save(folder)
 
 
 def _tokenizer_kind(source: Source) -> str | None:

@@ -2,11 +2,13 @@ import json
 import random
 import shutil
 
+import gguf
 import numpy as np
 import pytest
 
 from jaxdecode.convert.checkpoint import MANIFEST, _encode, read_manifest
-from jaxdecode.convert.pipeline import convert, inspect, load_params, verify
+from jaxdecode.convert.open import open_source
+from jaxdecode.convert.pipeline import convert, inspect, load_params, read_tokenizer, verify
 from jaxdecode.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -14,6 +16,7 @@ from jaxdecode.errors import (
     InputError,
 )
 from jaxdecode.models.config import param_shapes
+from tests.convert.gguf_files import tiny_hf, write_gguf
 from tests.golden.corpus import tiny_folder
 
 QUIET = {"progress": False}
@@ -52,6 +55,26 @@ def test_provenance_and_tokenizer_files_but_no_code(intact):
     assert (intact / "tokenizer" / "tokenizer_config.json").is_file()
     assert not list(intact.rglob("*.py"))
     assert str(tiny_folder("gemma3")) not in (intact / MANIFEST).read_text()
+
+
+def test_the_tokenizer_of_a_gguf_file_is_converted_with_it(tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
+    kinds = [2, 3, 3, 1, 1] + [6] * 256
+    fields = {
+        "tokenizer.ggml.model": ("llama", gguf.GGUFValueType.STRING),
+        "tokenizer.ggml.tokens": (pieces, gguf.GGUFValueType.ARRAY),
+        "tokenizer.ggml.scores": ([0.0] * len(pieces), gguf.GGUFValueType.ARRAY),
+        "tokenizer.ggml.token_type": (kinds, gguf.GGUFValueType.ARRAY),
+        "tokenizer.ggml.bos_token_id": (1, gguf.GGUFValueType.UINT32),
+        "tokenizer.ggml.eos_token_id": (2, gguf.GGUFValueType.UINT32),
+    }
+    write_gguf(tmp_path / "m.gguf", *tiny_hf("llama_plain"), fields=fields)
+    direct = read_tokenizer(open_source(tmp_path / "m.gguf"))
+    ours = open_source(convert(tmp_path / "m.gguf", tmp_path / "ours", **QUIET))
+    assert ours.token_ids == {"bos_token_id": 1, "eos_token_id": 2}
+    converted = read_tokenizer(ours)
+    assert converted.encode("ab ba") == direct.encode("ab ba") != []
+    assert read_tokenizer(open_source(tiny_folder("llama"))) is None
 
 
 def test_inspect_and_verify(intact):

@@ -98,7 +98,9 @@ def leftovers(tmp_path):
 
 
 def test_first_use_fetches_joins_and_converts_later_uses_do_nothing(shop, tmp_path):
+    assert not download.is_cached(catalog.model_entry("tiny"))
     first = get()
+    assert download.is_cached(catalog.model_entry("tiny"))
     assert len(shop.calls) == 2
     assert open_source(first).kind == "orbax"
     assert (tmp_path / "cache" / "models" / "tiny" / "tiny.gguf").read_bytes() == shop.raw
