@@ -55,8 +55,10 @@ def params(model: ModelConfig, seed: int = 0, dtype: str = "float32"):
     tree = decoder.init_params(model, jax.random.key(seed), jnp.dtype(dtype))
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.std(leaf)
-             for leaf, key in zip(leaves, keys, strict=True)]
+    noisy = [
+        leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.std(leaf)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(structure, noisy)
 
 
@@ -74,6 +76,20 @@ def full_logits(lm: api.LanguageModel, tokens, taps=()):
     row[0, :size] = tokens
     logits, hidden = _teacher_forced(lm.params, row, size, target=lm.target, taps=tuple(taps))
     return np.asarray(logits[0, :size]), {name: np.asarray(hidden[name][0, :size]) for name in taps}
+
+
+def rows_of(lm: api.LanguageModel, tokens):
+    """Logits and the keys and values of every token from a single pass."""
+    size = len(tokens)
+    row = np.zeros((1, -(-size // 64) * 64), np.int32)
+    row[0, :size] = tokens
+    program = MaskProgram(
+        cached=jnp.zeros(1, jnp.int32),
+        positions=jnp.arange(row.shape[1], dtype=jnp.int32)[None],
+        num_new=jnp.full(1, size, jnp.int32),
+    )
+    output = lm.target.forward(lm.params, jnp.asarray(row), program, None)
+    return lm.target.logits(lm.params, output.hidden)[0, :size], output.rows
 
 
 @functools.partial(jax.jit, static_argnames=("target", "taps"))
