@@ -71,7 +71,7 @@ class Generate:
     batch_size: int = 8
     """Prompts decoded at once; results do not depend on it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of weights and cache; auto is float32 on CPU, else bfloat16."""
+    """Number format of the weights; auto is float32 on CPU, else bfloat16."""
     json: Flag = False
     """Print one JSON line per prompt: tokens, text, finish_reason, stats."""
     logprobs: Flag = False

@@ -1,0 +1,109 @@
+"""Who may import whom: read from the syntax tree, so that late imports count too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "jaxdecode"
+# A unit may import units of lower rank, and itself.
+RANKS = {
+    "errors": 0,
+    "paths": 0,
+    "core": 1,
+    "sampling": 2,
+    "models": 3,
+    "caches": 4,
+    "drafters": 5,
+    "verifiers": 5,
+    "convert": 6,
+    "options": 7,
+    "engine": 7,
+    "api": 8,
+    "cli": 9,
+}
+FLAX_ONLY_IN = ("models/",)
+KERNELS_ONLY_IN = ("core/ops.py",)
+ENVIRONMENT_ONLY_IN = ("cli/", "dist/", "convert/download.py", "paths.py")
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of everything imported, `from a import b` as `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
+
+
+def _reads_environment(tree: ast.AST) -> bool:
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return bool(names & {"environ", "getenv", "putenv"}) or any(
+        name in ("os.environ", "os.getenv") for name in _imports(tree)
+    )
+
+
+def violations(file: str, code: str) -> list[str]:
+    """What a file of this place in the package may not do, but does."""
+    tree, found = ast.parse(code), []
+    unit = file.removesuffix(".py").split("/")[0]
+    for name in _imports(tree):
+        root, *rest = name.split(".")
+        if name.startswith("."):
+            found.append(f"relative import {name}")
+        elif root == "flax" and not file.startswith(FLAX_ONLY_IN):
+            found.append("flax outside models/")
+        elif root == "pallas_kernels" and not file.startswith(KERNELS_ONLY_IN):
+            found.append("kernels outside core/ops.py")
+        elif root == "jaxdecode" and rest and not rest[0].startswith("__"):
+            if rest[0] not in RANKS:
+                found.append(f"{name} has no place in the layers")
+            elif unit != rest[0] and RANKS[rest[0]] >= RANKS.get(unit, -1):
+                found.append(f"{unit} imports {rest[0]}")
+    if _reads_environment(tree) and not file.startswith(ENVIRONMENT_ONLY_IN):
+        found.append("reads the environment")
+    return found
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "__init__.py"])
+def test_file_keeps_to_its_layer(file):
+    assert violations(file, (PACKAGE / file).read_text(encoding="utf-8")) == []
+
+
+def test_every_unit_has_a_rank_and_every_rank_a_unit():
+    units = {file.removesuffix(".py").split("/")[0] for file in FILES} - {"__init__"}
+    assert units == set(RANKS)
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "message"),
+    [
+        ("core/loop.py", "from jaxdecode.models import decoder", "core imports models"),
+        ("core/loop.py", "def f():\n  from jaxdecode import api", "core imports api"),
+        ("models/layers.py", "import jaxdecode.caches.dense", "models imports caches"),
+        ("drafters/none.py", "from jaxdecode.verifiers import x", "drafters imports verifiers"),
+        ("caches/dense.py", "import flax.linen as nn", "flax outside models/"),
+        ("models/layers.py", "from pallas_kernels import x", "kernels outside core/ops.py"),
+        ("options.py", "import os\nx = os.environ['A']", "reads the environment"),
+        ("engine.py", "from os import getenv", "reads the environment"),
+        ("core/loop.py", "from . import types", "relative import .None.types"),
+        ("api.py", "from jaxdecode.utils import x", "jaxdecode.utils.x has no place in the layers"),
+    ],
+)
+def test_the_rules_can_fail(file, code, message):
+    assert violations(file, code) == [message]
+
+
+def test_what_is_allowed_passes():
+    assert violations("models/layers.py", "import flax.linen\nfrom jaxdecode.core import ops") == []
+    assert violations("cli/common.py", "import os\nx = os.environ.get('A')") == []
+    assert violations("core/loop.py", "from jaxdecode import __version__") == []
+
+
+def test_models_know_nothing_of_speculation():
+    for file in FILES:
+        if file.startswith("models/"):
+            text = (PACKAGE / file).read_text(encoding="utf-8").lower()
+            assert not [word for word in ("draft", "specul", "verif") if word in text], file

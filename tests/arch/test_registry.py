@@ -1,0 +1,86 @@
+"""The registry: every name in it leads to a file, and every file is in it."""
+
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from jaxdecode.core.protocols import Cache, Drafter, Verifier
+from jaxdecode.core.registry import METHODS
+
+PACKAGE = Path(__file__).parents[2] / "jaxdecode"
+# Column of the registry, and the folder that its names are files of.
+SEATS = {"drafter": "drafters", "verifier": "verifiers", "cache": "caches"}
+SIGNATURES = {
+    (Drafter, "init"): ["params", "request", "canvas"],
+    (Drafter, "propose"): ["params", "state", "request", "canvas"],
+    (Drafter, "update"): [
+        "params", "state", "request", "canvas", "proposal", "verdict", "output",
+    ],
+    (Verifier, "verify"): ["request", "canvas", "proposal", "logits"],
+    (Cache, "init"): ["config", "batch", "slots", "dtype"],
+    (Cache, "read"): ["state"],
+    (Cache, "write"): ["state", "rows", "start"],
+    (Cache, "select"): ["rows", "path"],
+}  # fmt: skip
+
+
+def _bundle(seat: str, file: str):
+    module = importlib.import_module(f"jaxdecode.{SEATS[seat]}.{file}")
+    return module.CACHE if seat == "cache" else module.make()
+
+
+def _in_use() -> list[tuple[str, str]]:
+    return sorted({(seat, getattr(entry, seat)) for entry in METHODS.values() for seat in SEATS})
+
+
+def problems(bundle) -> list[str]:
+    """Functions of a bundle that do not have the fixed parameter names."""
+    found = []
+    for (kind, field), wanted in SIGNATURES.items():
+        if isinstance(bundle, kind):
+            parameters = inspect.signature(getattr(bundle, field)).parameters.values()
+            # Keyword-only extras are a cache's own business; the seam is positional.
+            got = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+            if got != wanted:
+                found.append(f"{field}{got}, want {wanted}")
+    return found
+
+
+@pytest.mark.parametrize(("seat", "file"), _in_use())
+def test_names_lead_to_bundles_with_fixed_signatures(seat, file):
+    bundle = _bundle(seat, file)
+    assert type(bundle) is {"drafter": Drafter, "verifier": Verifier, "cache": Cache}[seat]
+    assert problems(bundle) == []
+
+
+@pytest.mark.parametrize(("seat", "folder"), SEATS.items())
+def test_no_file_is_unused(seat, folder):
+    files = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert files == {getattr(entry, seat) for entry in METHODS.values()}
+
+
+def test_every_seam_of_the_bundles_is_checked():
+    for kind in (Drafter, Verifier, Cache):
+        functions = set(kind._fields) - {"taps"}
+        assert functions == {field for owner, field in SIGNATURES if owner is kind}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_line_promises_something_that_can_be_checked(name):
+    entry = METHODS[name]
+    assert entry.level in ("L0", "L1", "L2", "L3") and entry.tier in ("stable", "lab")
+    assert entry.reference in METHODS and entry.summary and entry.source
+
+
+def test_the_signature_check_can_fail():
+    wrong = Verifier(verify=lambda request, canvas, draft, logits: None)
+    assert len(problems(wrong)) == 1
+
+
+def test_registry_is_pure_data():
+    module = importlib.import_module("jaxdecode.core.registry")
+    imported = [name for name, value in vars(module).items() if isinstance(value, ModuleType)]
+    assert imported == []
