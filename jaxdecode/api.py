@@ -27,7 +27,7 @@ from jaxdecode.sampling.stop import StopFilter, cut_text
 
 # Steps per call of the loop: long enough that the calls cost nothing, short enough that Ctrl-C
 # and progress bars answer.
-STEPS_PER_CALL = 32
+STEPS_PER_CALL = 64
 DEFAULT_BATCH_SIZE = 8
 
 

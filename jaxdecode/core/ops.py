@@ -9,17 +9,19 @@ from jaxtyping import Array, Float, Int
 
 from jaxdecode.core import masks
 
+# Queries per tile of causal attention; a tile does not compute the keys after its own end.
+_TILE = 128
+
 
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """Rows of the embedding table.
 
-    16-bit rows are gathered as integers: XLA:CPU would widen the whole table to float32 first.
+    16-bit rows are gathered as integers: XLA:CPU would first widen the whole table to float32.
     """
     if table.dtype.itemsize != 2:
         return table[tokens]
-    return jax.lax.bitcast_convert_type(
-        jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens], table.dtype
-    )
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens]
+    return jax.lax.bitcast_convert_type(bits, table.dtype)
 
 
 def linear(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
@@ -92,18 +94,50 @@ def attention(
         mask: who sees whom.
         window: positions a query looks back; 0 means all.
     """
+    rows = query.shape[3]
+    if mask.rule != "causal" or rows <= _TILE:
+        return _attend(query, new_key, new_value, cached_key, cached_value, mask, window)
+    # Causal rows never see later ones: a tile of queries needs only the keys up to its own end.
+    tiles = []
+    for first in range(0, rows, _TILE):
+        last = min(first + _TILE, rows)
+        part = _attend(
+            query[:, :, :, first:last],
+            new_key[..., :last],
+            new_value[:, :, :last],
+            cached_key,
+            cached_value,
+            mask,
+            window,
+            first=first,
+        )
+        tiles.append(part)
+    return jnp.concatenate(tiles, axis=3)
+
+
+def _attend(
+    query, new_key, new_value, cached_key, cached_value, mask, window, *, first: int = 0
+) -> Float[Array, "B K G T d"]:
+    """Attention of the queries from row `first` on over the new keys given and the cache."""
     num_slots = 0 if cached_key is None else cached_key.shape[3]
     over_cache, over_new = masks.dense(mask, num_slots=num_slots, window=window)
-    new_scores = _scores(query, new_key, over_new)
+    queries, keys = slice(first, first + query.shape[3]), slice(new_key.shape[3])
+    new_scores = _scores(query, new_key, over_new[:, queries, keys])
     peak = new_scores.max(-1, keepdims=True)
     if cached_key is None or cached_value is None:
-        weights = jnp.exp(new_scores - peak)
+        weights = _weights(new_scores, peak)
         return _mix(weights, new_value) / weights.sum(-1, keepdims=True)
-    cache_scores = _scores(query, cached_key, over_cache)
+    cache_scores = _scores(query, cached_key, over_cache[:, queries])
     peak = jnp.maximum(peak, cache_scores.max(-1, keepdims=True))
-    new_weights, cache_weights = jnp.exp(new_scores - peak), jnp.exp(cache_scores - peak)
+    new_weights, cache_weights = _weights(new_scores, peak), _weights(cache_scores, peak)
     total = new_weights.sum(-1, keepdims=True) + cache_weights.sum(-1, keepdims=True)
     return (_mix(new_weights, new_value) + _mix(cache_weights, cached_value)) / total
+
+
+def _weights(scores, peak):
+    weights = jnp.exp(scores - peak)
+    # Kept in memory where there are many, else XLA computes the exponentials once per use.
+    return jax.lax.optimization_barrier(weights) if weights.shape[3] > 1 else weights
 
 
 def _scores(query, key, visible):
