@@ -1,8 +1,8 @@
 """Which Hugging Face tensors make up each of our parameters, and how.
 
-Our query, key and value projections are one array grouped by KV head, gate and up are one array, and
-both are `[in, out]`, theirs `[out, in]`. Nothing else differs. All transforms only move values, so
-both directions are bit-exact.
+Our query, key and value projections are one array grouped by KV head, gate and up are one array,
+and both are `[in, out]` where theirs are `[out, in]`. Nothing else differs. All transforms only
+move values, so both directions are bit-exact.
 """
 
 import math
