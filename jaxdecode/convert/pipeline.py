@@ -82,21 +82,15 @@ def convert(
     return dst
 
 
-def load_params(
-    path: Path | str, dtype: str | None = None
-) -> tuple[ModelConfig, Iterator[tuple[str, np.ndarray]]]:
-    """Opens any readable checkpoint and yields its parameters in the order of `param_shapes`.
+def read_params(source: Source, dtype: str | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the parameters of an opened checkpoint in the order of `param_shapes`.
 
     Args:
-        path: our checkpoint (every byte is verified first), a Hugging Face folder or a file.
+        source: what `open_source` returned; our own checkpoint was verified byte by byte there.
         dtype: as in `convert`.
-
-    Returns:
-        The configuration and an iterator of (flat name, array), read as it advances.
     """
     check_dtype(dtype)
-    source = open_source(path)
-    return source.config, _cast_params(source, dtype, lambda: None)
+    return _cast_params(source, dtype, lambda: None)
 
 
 def inspect(path: Path | str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxdecode.convert.checkpoint import MANIFEST, _encode, read_manifest
 from jaxdecode.convert.open import open_source
-from jaxdecode.convert.pipeline import convert, inspect, load_params, read_tokenizer, verify
+from jaxdecode.convert.pipeline import convert, inspect, read_params, read_tokenizer, verify
 from jaxdecode.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -36,7 +36,8 @@ def intact(tmp_path_factory):
 
 
 def load(path):
-    config, params = load_params(path)
+    source = open_source(path)
+    config, params = source.config, read_params(source)
     return config, dict(params)
 
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxdecode.convert.open import open_source
-from jaxdecode.convert.pipeline import convert, load_params
+from jaxdecode.convert.pipeline import convert, read_params
 from jaxdecode.convert.safetensors import write_folder
 from jaxdecode.errors import (
     CheckpointError,
@@ -118,7 +118,7 @@ def test_single_file_needs_its_config(folder):
 
 
 def test_dtype_conversion_and_overflow(folder, tmp_path):
-    _, params = load_params(folder, "bfloat16")
+    params = read_params(open_source(folder), "bfloat16")
     assert {array.dtype for _, array in params} == {np.dtype(ml_dtypes.bfloat16)}
     tensors = tensors_of(folder)
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * np.float32(1e6)
