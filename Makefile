@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2-135m
 QUESTION ?= Why is the sky blue?
-PYTEST_ARGS ?=
+# Two processes: one alone leaves a core idle while it compiles.
+PYTEST_ARGS ?= -n 2
 # Only for `make lock`.
 PYTHON311 ?= python3.11
 PYTHON312 ?= python3.12
