@@ -43,7 +43,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: install ## Fetch a small model and let it answer a question.
 	echo "$(MODEL) answers: $(QUESTION)"
-	$(BIN)/jaxdecode generate --model $(MODEL) --message "$(QUESTION)" --stream
+	$(BIN)/jaxdecode generate --model $(MODEL) --message "$(QUESTION)" --max-new-tokens 256 --stream --progress
 
 lint: dev ## Check style, format and types.
 	$(BIN)/ruff check --quiet .

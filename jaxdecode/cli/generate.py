@@ -207,10 +207,13 @@ class Generate:
         options = self._options([line.seed])
         begin, first = time.perf_counter(), None
         pieces = api.stream(lm, prompt, method=self.method, on_finish=finished.append, **options)
-        for piece in pieces:
-            first = first or time.perf_counter()
-            print(piece, end="", file=out, flush=True)
-        print(file=out, flush=True)
+        try:
+            for piece in pieces:
+                first = first or time.perf_counter()
+                print(piece, end="", file=out, flush=True)
+        finally:
+            # Also after Ctrl-C, so that what is said next stands on its own line.
+            print(file=out, flush=True)
         note(_stream_stats(finished[0].stats[0].num_tokens, begin, first or time.perf_counter()))
 
 

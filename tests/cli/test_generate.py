@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from jaxdecode import api
+from jaxdecode.errors import CheckpointError
 
 MORE = ("--max-new-tokens", 6)
 
@@ -303,3 +304,27 @@ def test_bad_options_are_named_before_a_model_is_loaded(generate, no_load, args,
     done = generate(*args)
     assert done.code == 2 and done.out == ""
     assert done.err.startswith("error: ") and message in done.err and done.err.count("\n") == 1
+
+
+def test_ctrl_c_while_streaming_leaves_the_line(generate, monkeypatch):
+    def pieces(*args, **options):
+        yield "half a sen"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "stream", pieces)
+    done = generate("--prompt", "ab", "--stream")
+    assert done.code == 130 and done.out == "half a sen\n" and done.err.endswith("\ninterrupted\n")
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_terms_and_dtype_reach_the_loader(cli, monkeypatch, accepted):
+    seen = []
+
+    def load(model, **options):
+        seen.append((model, options))
+        raise CheckpointError("not today")
+
+    monkeypatch.setattr(api, "load", load)
+    flags = ("--accept-terms",) if accepted else ()
+    assert cli("generate", "--model", "m", "--prompt", "a", *flags).code == 1
+    assert seen == [("m", {"dtype": None, "accept_terms": accepted, "progress": False})]
