@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,17 +267,13 @@ def warmup(
         **options: options that will be switched on (top_p, stop, ...): each set of features is a
             program of its own; values do not matter.
     """
-    chosen = make_options(options)
+    chosen = dataclasses.replace(make_options(options), ignore_eos=True)
     limit = min(max_length, lm.config.max_length)
-    sizes = {engines.slot_bucket(n + engines.SLACK) for n in range(1, limit + 1)}
-    for batch in {engines.batch_bucket(size) for size in batch_sizes}:
-        for slots in sorted(sizes):
-            for width in (1, *engines.CHUNKS, *(c + engines.CHUNKS[-1] for c in engines.CHUNKS)):
-                if 1 + width + 1 <= min(limit, slots - engines.SLACK):
-                    fill = slots - engines.SLACK - width - 1
-                    new = dataclasses.replace(chosen, max_new_tokens=max(fill, 1), stop_tokens=())
-                    rows = [[0] * (width + 1)] * batch
-                    next(_run(lm, rows, [0] * batch, method, new, iter([1])))
+    for batch in sorted({engines.batch_bucket(size) for size in batch_sizes}):
+        for length, new in engines.shapes(limit):
+            asked = dataclasses.replace(chosen, max_new_tokens=new)
+            for _ in _run(lm, [[0] * length] * batch, [0] * batch, method, asked, iter([1])):
+                pass
 
 
 def methods() -> list[dict[str, str]]:
@@ -306,7 +302,7 @@ def make_options(options: Mapping[str, Any]) -> Options:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping):
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
     listed = list(prompts)
     if not listed:

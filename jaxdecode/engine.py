@@ -77,6 +77,27 @@ def chunks(num_tokens: int) -> Iterator[tuple[int, int]]:
         start += width
 
 
+def shapes(max_length: int) -> list[tuple[int, int]]:
+    """One (prompt length, new tokens) for every set of programs a row of max_length can need."""
+    found = {}
+    for length in range(1, max_length):
+        plan = tuple(chunks(length - 1))
+        for total in {length + 1, max_length, *_edges(length, max_length)}:
+            found.setdefault((plan, _slots(plan, total)), (length, total - length))
+    return list(found.values())
+
+
+def _edges(length: int, max_length: int) -> list[int]:
+    """Totals at which the slot bucket changes."""
+    sizes = sorted({slot_bucket(n + SLACK) - SLACK for n in range(length + 1, max_length)})
+    return [size for size in sizes if length < size < max_length]
+
+
+def _slots(plan: Sequence[tuple[int, int]], end: int) -> int:
+    covered = plan[-1][0] + plan[-1][1] if plan else 0
+    return slot_bucket(max(covered, end + SLACK))
+
+
 def run(
     engine: Engine,
     request: Request,
@@ -116,9 +137,8 @@ def _prefilled(
     longest = max(map(len, prompts))
     # The last prompt token stays pending: the first step scores it.
     plan = list(chunks(longest - 1))
-    covered = plan[-1][0] + plan[-1][1] if plan else 0
     end = min(longest + max_new_tokens, engine.config.max_length)
-    slots = slot_bucket(max(covered, end + SLACK))
+    slots = _slots(plan, end)
     canvas = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], engine.config)
     cache = engine.method.cache.init(
         engine.config,
@@ -128,23 +148,23 @@ def _prefilled(
         stacked=not isinstance(engine.params["layers"], Sequence),
     )
     for start, width in plan:
-        cache = loop.prefill(
+        rows = loop.prefill(
             engine.params,
             canvas.tokens[:, start : start + width],
             jnp.int32(start),
-            jnp.clip(canvas.length - start, 0, width),
-            cache,
+            np.clip(canvas.length - start, 0, width),
+            engine.method.cache.read(cache) if start else None,
             target=engine.target,
-            cache=engine.method.cache,
-            first=start == 0,
         )
+        cache = loop.store(cache, rows, jnp.int32(start), cache=engine.method.cache)
     canvas = jax.tree.map(jnp.asarray, canvas)
-    zero = jnp.zeros_like(canvas.length)
+    zero = np.zeros(canvas.length.shape[0], np.int32)
+    stats = Stats(nfe=zero, num_accepted=zero.copy(), tokens_forwarded=zero.copy())
     return DecodeState(
         canvas=canvas,
         cache=cache,
         drafter=engine.method.drafter.init(engine.params, request, canvas),
-        stats=Stats(nfe=zero, num_accepted=zero.copy(), tokens_forwarded=zero.copy()),
+        stats=jax.tree.map(jnp.asarray, stats),
         step=jnp.int32(0),
     )
 

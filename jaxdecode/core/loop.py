@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxdecode.core import masks
-from jaxdecode.core.protocols import Cache, Method, Target
+from jaxdecode.core.protocols import Cache, Method, Rows, Target
 from jaxdecode.core.types import (
     MAX_LENGTH,
     RUNNING,
@@ -27,42 +27,40 @@ from jaxdecode.core.types import (
 )
 
 
-@functools.partial(jax.jit, static_argnames=("target", "cache", "first"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="target")
 def prefill(
     params: Any,
     tokens: Int[Array, "B C"],
     start: Int[Array, ""],
     num_new: Int[Array, "B"],
-    state: Any,
+    cached: Rows | None,
     *,
     target: Target,
-    cache: Cache,
-    first: bool,
-) -> Any:
-    """Caches one chunk of the prompts: C slots from `start`, the same for all rows.
-
-    Rows whose prompt ends earlier write garbage past their end, which no mask shows and later
-    steps overwrite.
+) -> Rows:
+    """Keys and values of one chunk of the prompts: C slots from `start`, the same for all rows.
 
     Args:
         params: target parameters.
-        tokens: prompt tokens of the chunk; anything past a row's end.
+        tokens: prompt tokens of the chunk; anything past a row's end. Rows whose prompt ends
+            earlier get garbage there, which no mask shows and later steps overwrite.
         start: first slot of the chunk.
         num_new: tokens of each row that lie in this chunk.
-        state: cache state; donated.
+        cached: rows of earlier chunks, or None for the first, which then compiles independently
+            of the cache's size.
         target: model functions.
-        cache: cache functions.
-        first: the chunk starts at slot 0, so there is no cache to attend to.
     """
     batch, width = tokens.shape
-    offset = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))
-    program = masks.MaskProgram(
-        cached=offset,
-        positions=offset[:, None] + jnp.arange(width, dtype=jnp.int32),
-        num_new=num_new,
-    )
-    output = target.forward(params, tokens, program, None if first else cache.read(state))
-    return cache.write(state, output.rows, offset)
+    offset = jnp.broadcast_to(start, (batch,))
+    positions = offset[:, None] + jnp.arange(width, dtype=jnp.int32)
+    program = masks.MaskProgram(cached=offset, positions=positions, num_new=num_new)
+    return target.forward(params, tokens, program, cached).rows
+
+
+@functools.partial(jax.jit, static_argnames="cache", donate_argnames="state")
+def store(state: Any, rows: Rows, start: Int[Array, ""], *, cache: Cache) -> Any:
+    """Writes a prefilled chunk; the cache is donated."""
+    batch = jax.tree.leaves(rows)[0].shape[-4]
+    return cache.write(state, rows, jnp.broadcast_to(start, (batch,)))
 
 
 @functools.partial(jax.jit, static_argnames=("target", "method"), donate_argnames="state")

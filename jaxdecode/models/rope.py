@@ -1,7 +1,7 @@
 """Rotary position embedding (arXiv:2104.09864), halves rotated against each other."""
 
-import numpy as np
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdecode.models.config import Rope

@@ -1,7 +1,7 @@
 """The one warp: from a target's scores to the law that tokens are drawn from.
 
 Used by plain decoding, by drafters that record their law, and by verifiers, so that the three can
-never disagree. Order: repetition penalty, bias, temperature, top-k, top-p, min-p. Float32 throughout.
+never disagree. Order: repetition penalty, bias, temperature, top-k, top-p, min-p; in float32.
 Everything is written for one row.
 """
 
