@@ -304,7 +304,7 @@ def make_options(options: Mapping[str, Any]) -> Options:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
-    listed = list(prompts)
+    listed: list[Any] = list(prompts)
     if not listed:
         raise InputError("there are no prompts; give at least one.")
     if all(isinstance(item, int | np.integer) for item in listed):

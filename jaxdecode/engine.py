@@ -51,7 +51,7 @@ class Snapshot:
 
     def new_tokens(self, row: int, start: int) -> np.ndarray:
         """Tokens decided from slot `start` on."""
-        return self.canvas.tokens[row, start : int(self.canvas.length[row]) + 1]
+        return np.asarray(self.canvas.tokens[row, start : int(self.canvas.length[row]) + 1])
 
 
 def batch_bucket(num_rows: int) -> int:
@@ -158,13 +158,13 @@ def _prefilled(
         )
         cache = loop.store(cache, rows, jnp.int32(start), cache=engine.method.cache)
     canvas = jax.tree.map(jnp.asarray, canvas)
-    zero = np.zeros(canvas.length.shape[0], np.int32)
-    stats = Stats(nfe=zero, num_accepted=zero.copy(), tokens_forwarded=zero.copy())
+    names = [field.name for field in dataclasses.fields(Stats)]
+    stats = Stats(**{name: jnp.asarray(np.zeros_like(canvas.length)) for name in names})
     return DecodeState(
         canvas=canvas,
         cache=cache,
         drafter=engine.method.drafter.init(engine.params, request, canvas),
-        stats=jax.tree.map(jnp.asarray, stats),
+        stats=stats,
         step=jnp.int32(0),
     )
 
@@ -182,7 +182,7 @@ def _canvas(
     tokens = np.zeros((batch, slots), np.int32)
     for b, prompt in enumerate(prompts):
         tokens[b, : len(prompt)] = prompt
-    return Canvas(
+    host: dict[str, Any] = dict(
         tokens=tokens,
         open=np.arange(slots)[None] >= lengths[:, None],
         length=lengths - 1,
@@ -193,3 +193,4 @@ def _canvas(
         commit_step=np.full((batch, slots), -1, np.int32),
         logprob=np.zeros((batch, slots), np.float32),
     )
+    return Canvas(**host)

@@ -17,7 +17,7 @@ from jaxdecode.convert.open import open_source
 from jaxdecode.convert.source import Source, cast, check_dtype
 from jaxdecode.convert.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from jaxdecode.errors import CorruptCheckpointError, InputError
-from jaxdecode.models.config import ModelConfig, param_shapes
+from jaxdecode.models.config import param_shapes
 
 # Copied unchanged where the source is a folder; nothing that could be code is ever copied.
 _TOKENIZER_FILES = (

@@ -1,7 +1,7 @@
 """Attention masks as programs: a rule plus per-row data, never a stored [T, S] array.
 
-Query i of a forward pass sees a cached slot if the slot is below the row's `cached` count, and a new
-row j if the rule allows it. A layer's window further limits both by distance in positions.
+Query i of a forward pass sees a cached slot if the slot is below the row's `cached` count, and a
+new row j if the rule allows it. A layer's window further limits both by distance in positions.
 One function turns a program into the dense masks of the XLA path; kernels read the program itself.
 """
 

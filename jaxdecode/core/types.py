@@ -1,11 +1,11 @@
 """Containers that travel through the loop. Plain pytrees: no functions with logic here.
 
-Dimension letters: B rows of the batch, L slots of the canvas, N nodes of a proposal, P longest path,
-V vocabulary, K kv heads, H layers, S cache slots, D hidden width.
+Dimension letters: B rows of the batch, L slots of the canvas, N nodes of a proposal, P longest
+path, V vocabulary, K kv heads, H layers, S cache slots, D hidden width.
 """
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Int16, UInt32
@@ -13,14 +13,15 @@ from jaxtyping import Array, Bool, Float, Int, Int16, UInt32
 T = TypeVar("T")
 
 
-def pytree(cls: type[T]) -> type[T]:
-    """Makes a class a frozen, keyword-only dataclass that JAX treats as a pytree."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
-
-
 def static(**kwargs: Any) -> Any:
     """A field that is part of the compiled program's identity rather than of its data."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static,))
+def pytree(cls: type[T]) -> type[T]:
+    """Makes a class a frozen, keyword-only dataclass that JAX treats as a pytree."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
 
 
 # How a row ended. Codes, because they live on the device; names are what users see.

@@ -121,11 +121,11 @@ def _forward(
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)
     run = _run_list if isinstance(params["layers"], Sequence) else _run_scan
-    seen = {"embed": x}
+    seen: dict[str, Any] = {"embed": x}
     x, rows, layer_taps = run(
         config, block, params["layers"], x, mask, cached, _tapped_layers(config, taps)
     )
-    hidden = _norm(config).apply({"params": params["final_norm"]}, x)
+    hidden: Any = _norm(config).apply({"params": params["final_norm"]}, x)
     seen |= {f"layer.{i}": tap for i, tap in layer_taps.items()} | {"final": hidden}
     return TargetOutput(hidden=hidden, rows=rows, taps={name: seen[name] for name in taps})
 
@@ -179,7 +179,7 @@ def _run_scan(config, block, layers, x, mask, cached, tapped):
         return x, (rows, x if tapped else None)
 
     x, (rows, hidden) = jax.lax.scan(body, x, (layers, windows, is_local, cached))
-    return x, rows, {i: hidden[i] for i in tapped}
+    return x, rows, {i: hidden[i] for i in tapped} if hidden is not None else {}
 
 
 def _logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B D"]):
