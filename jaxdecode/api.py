@@ -245,7 +245,7 @@ def _stream(lm, tokens, method, options, on_finish) -> Iterator[str]:
             yield piece
     if piece := held.push(text.flush()) + held.flush():
         yield piece
-    if on_finish is not None:
+    if on_finish is not None and last is not None:
         on_finish(_collect([_row_result(lm, last, 0, len(tokens), options)]))
 
 
