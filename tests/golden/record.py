@@ -1,6 +1,6 @@
 """Records the goldens from transformers, the implementation the tests compare with.
 
-The only file besides `tests/bench/peers.py` that imports torch and transformers (the `oracle`
+The only file besides `tests/bench/systems.py` that imports torch and transformers (the `oracle`
 dependency group); the tests themselves read only what this script wrote. See README.md here.
 
     python tests/golden/record.py tiny tests/golden/tiny

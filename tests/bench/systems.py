@@ -1,11 +1,12 @@
-"""Times one other system in one process and prints one JSON line; standalone.
+"""Times one system, ours or another, in one process and prints one JSON line; standalone.
 
 An outer script interleaves such processes, so that all systems meet the same noise of the machine.
 
-    python peers.py transformers --model HF_FOLDER --dtype float32 --prompt-ids FILE.json
-    python peers.py llama_cpp --model MODEL.gguf --dtype F32 --prompt-ids FILE.json
-    python peers.py to-gguf SRC.gguf DST.gguf --type F32
-    python peers.py to-hf SRC.gguf DST_FOLDER
+    python systems.py jaxdecode --model CHECKPOINT --dtype float32 --prompt-ids FILE.json
+    python systems.py transformers --model HF_FOLDER --dtype float32 --prompt-ids FILE.json
+    python systems.py llama_cpp --model MODEL.gguf --dtype F32 --prompt-ids FILE.json
+    python systems.py to-gguf SRC.gguf DST.gguf --type F32
+    python systems.py to-hf SRC.gguf DST_FOLDER
 
 FILE.json holds one list of token ids or a list of such lists; row i of a batch is list i, starting
 again at the first when there are too few. Every system does the same work per call: one prefill
@@ -32,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for system, dtypes in {
+        "jaxdecode": ("float32", "bfloat16"),
         "transformers": ("float32", "bfloat16"),
         "llama_cpp": ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
     }.items():
@@ -66,7 +68,11 @@ def measure(args: argparse.Namespace) -> dict:
     """Loads the system, warms it up and times whole calls and calls for one new token."""
     prompts = read_prompts(args.prompt_ids, args.batch)
     start = time.perf_counter()
-    make = {"transformers": make_transformers, "llama_cpp": make_llama_cpp}[args.command]
+    make = {
+        "jaxdecode": make_jaxdecode,
+        "transformers": make_transformers,
+        "llama_cpp": make_llama_cpp,
+    }[args.command]
     generate, version = make(args, prompts)
     load_seconds = time.perf_counter() - start
     tokens = generate(args.new)
@@ -112,6 +118,23 @@ def read_prompts(path: pathlib.Path, batch: int) -> list[list[int]]:
     if isinstance(rows[0], int):
         rows = [rows]
     return [rows[i % len(rows)] for i in range(batch)]
+
+
+def make_jaxdecode(args, prompts: list[list[int]]) -> tuple[Generate, str]:
+    """Our public `generate`, greedy; XLA uses all cores, so --threads is not passed on."""
+    import jax
+
+    import jaxdecode
+
+    lm = jaxdecode.load(args.model, dtype=args.dtype)
+
+    def generate(num_new: int) -> list[list[int]]:
+        out = jaxdecode.generate(
+            lm, prompts, max_new_tokens=num_new, ignore_eos=True, batch_size=len(prompts)
+        )
+        return out.tokens
+
+    return generate, f"{jaxdecode.__version__} on jax {jax.__version__}"
 
 
 def make_transformers(args, prompts: list[list[int]]) -> tuple[Generate, str]:
