@@ -18,8 +18,8 @@ from jaxdecode.core.protocols import Method, Target
 from jaxdecode.core.types import Canvas, DecodeState, Request, Stats
 from jaxdecode.models.config import ModelConfig
 
-# Widths of a prefill chunk. Fine enough that padding costs at most a sixth of a long prompt.
-CHUNKS = (16, 32, 64, 128, 192, 256, 320, 384, 448, 512)
+# Widths of a prefill chunk: padding costs at most a third, and a sixth of a long prompt.
+CHUNKS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 # Rows a step may write past a row's end: the longest path of any proposal fits.
 SLACK = 16
 
@@ -60,10 +60,10 @@ def batch_bucket(num_rows: int) -> int:
 
 
 def slot_bucket(num_slots: int) -> int:
-    """Slots of the canvas: 256, 512, then two sizes per doubling."""
-    size = 256
+    """Slots of the canvas: 128, 192, 256, 384, 512, ...: two sizes per doubling."""
+    size = 128
     while size < num_slots:
-        size += max(256, (1 << (size.bit_length() - 1)) // 2)
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
 
 

@@ -97,9 +97,7 @@ def test_500_stop_strings_leak_nothing(smol):
         for text in free.texts:  # a piece of what would come, so that most rows stop
             first = int(rng.integers(0, max(len(text) - 3, 1)))
             stop.append(text[first : first + int(rng.integers(1, 5))] or "x")
-        out = jd.generate(
-            smol, prompts, temperature=1.0, seed=case, max_new_tokens=20, stop=stop
-        )
+        out = jd.generate(smol, prompts, temperature=1.0, seed=case, max_new_tokens=20, stop=stop)
         for row, text in enumerate(out.texts):
             whole = [smol.tokenizer.decode(free.tokens[row][:n]) for n in range(21)]
             ends = [n for n, prefix in enumerate(whole) if any(s in prefix for s in stop)]
