@@ -22,6 +22,7 @@ RANKS = {
     "engine": 7,
     "api": 8,
     "cli": 9,
+    "__main__": 10,
 }
 FLAX_ONLY_IN = ("models/",)
 KERNELS_ONLY_IN = ("core/ops.py",)
