@@ -13,6 +13,7 @@ from jaxdecode.caches import dense
 from jaxdecode.core import loop
 from jaxdecode.core.protocols import Drafter, Method
 from jaxdecode.core.types import Proposal
+from jaxdecode.models import decoder
 from jaxdecode.verifiers import sample_match
 from tests import toys
 
@@ -185,3 +186,29 @@ def test_a_few_steps_at_a_time_is_the_same_run():
     whole, _ = decode(lm, api._method("ar"), temperature=1.0)
     assert [s.canvas.length[0] - pieces[0].canvas.length[0] for s in pieces] == [0, 2, 7, 23]
     assert [pieces[-1].new_tokens(b, len(p)).tolist() for b, p in enumerate(PROMPTS)] == whole
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_loop_lowers_for_every_platform(platform, stacked):
+    lm = toys.model("gemma")
+    params = dict(lm.params)
+    if stacked:
+        params["layers"] = decoder.stack(params["layers"])
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    built = engine.Engine(
+        config=lm.config,
+        target=lm.target,
+        params=half,
+        method=api._method("ar"),
+        kv_dtype=jnp.bfloat16,
+    )
+    chosen = options.Options(max_new_tokens=NEW, temperature=1.0, top_p=0.9)
+    request = options.make_request(
+        chosen, PROMPTS, [7] * 3, batch=4, tokenizer=None, config=lm.config
+    )
+    state = engine._prefilled(built, request, PROMPTS, NEW)
+    traced = loop.run.trace(
+        half, request, state, jnp.int32(1), target=lm.target, method=built.method
+    )
+    assert "stablehlo.while" in traced.lower(lowering_platforms=(platform,)).as_text()

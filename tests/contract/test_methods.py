@@ -1,0 +1,69 @@
+"""Runs over every registry line without edits: what any method must do, whatever it is."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdecode as jd
+from jaxdecode.core.registry import METHODS
+from jaxdecode.sampling import noise
+from tests import toys
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
+EXACT = [name for name, entry in METHODS.items() if entry.level == "L0"]
+LAWS = [{}, {"temperature": 0.9, "seed": 4}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}]
+
+
+def slow_reference(lm, prompt, num_new, temperature=0.0, top_k=0, top_p=1.0, seed=0):
+    """Decoding as textbooks write it: a whole forward pass per token, NumPy for the rest."""
+    tokens, key = list(prompt), jnp.asarray(noise.row_key(seed, prompt))
+    for _ in range(num_new):
+        scores = toys.full_logits(lm, tokens)[0][-1].astype(np.float64)
+        if temperature:
+            scores /= temperature
+            order = np.argsort(-scores, kind="stable")[: top_k or None]
+            law = np.exp(scores[order] - scores[order[0]])
+            law /= law.sum()
+            order = order[np.cumsum(law) - law < top_p]
+            gumbel = noise.gumbel(key, len(tokens), purpose=noise.TOKEN, size=len(scores))
+            kept = np.full_like(scores, -np.inf)
+            kept[order] = scores[order]
+            scores = kept + np.asarray(gumbel)
+        tokens.append(int(scores.argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", EXACT)
+def test_tokens_are_those_of_the_slow_reference(name, law):
+    for model in ("llama", "gemma"):
+        lm = toys.model(model)
+        out = jd.generate(lm, PROMPTS, method=name, max_new_tokens=12, **law)
+        assert out.tokens == [slow_reference(lm, prompt, 12, **law) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_row_advances_and_counts_add_up(name):
+    out = jd.generate(toys.model(), PROMPTS, method=name, max_new_tokens=17)
+    for stats, tokens, steps in zip(out.stats, out.tokens, out.steps, strict=True):
+        assert stats.num_tokens == len(tokens) == 17
+        assert 1 <= stats.nfe <= 17 and stats.tokens_forwarded >= stats.nfe
+        assert stats.acceptance_length == len(tokens) / stats.nfe
+        assert sorted(set(steps)) == list(range(stats.nfe)), "a live row commits in every step"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_ends_where_its_first_stop_token_is(name):
+    lm = toys.model()
+    free = jd.generate(lm, PROMPTS, method=name, max_new_tokens=20)
+    stop = free.tokens[0][6]
+    out = jd.generate(lm, PROMPTS, method=name, max_new_tokens=20, stop_tokens=[stop])
+    for ours, whole in zip(out.tokens, free.tokens, strict=True):
+        assert ours == (whole[: whole.index(stop) + 1] if stop in whole else whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_is_explained(name):
+    assert name in jd.explain(name) and METHODS[name].summary in jd.explain(name)
+    (entry,) = [line for line in jd.methods() if line["name"] == name]
+    assert entry["level"] in ("L0", "L1", "L2", "L3") and entry["tier"] in ("stable", "lab")
