@@ -79,18 +79,16 @@ def chunks(num_tokens: int) -> Iterator[tuple[int, int]]:
 
 def shapes(max_length: int) -> list[tuple[int, int]]:
     """One (prompt length, new tokens) for every set of programs a row of max_length can need."""
+    buckets = {slot_bucket(n + SLACK) for n in range(2, max_length + 1)}
+    # The longest row of each bucket that is still within max_length.
+    ends = sorted({min(bucket - SLACK, max_length) for bucket in buckets})
     found = {}
     for length in range(1, max_length):
         plan = tuple(chunks(length - 1))
-        for total in {length + 1, max_length, *_edges(length, max_length)}:
-            found.setdefault((plan, _slots(plan, total)), (length, total - length))
+        for end in ends:
+            if end > length:
+                found.setdefault((plan, _slots(plan, end)), (length, end - length))
     return list(found.values())
-
-
-def _edges(length: int, max_length: int) -> list[int]:
-    """Totals at which the slot bucket changes."""
-    sizes = sorted({slot_bucket(n + SLACK) - SLACK for n in range(length + 1, max_length)})
-    return [size for size in sizes if length < size < max_length]
 
 
 def _slots(plan: Sequence[tuple[int, int]], end: int) -> int:
