@@ -117,7 +117,7 @@ def load(
     Args:
         model: a short name (`jaxdecode models`), a folder of safetensors, a .gguf file, our own
             checkpoint, or `hf:org/name[@revision]`.
-        dtype: "float32" or "bfloat16" for parameters, activations; by default float32
+        dtype: "float32" or "bfloat16" for parameters and activations; by default float32
             on CPU and bfloat16 on accelerators.
         accept_terms: accept the licence terms of models that have some.
         layers: "list" keeps one tree per layer, "stacked" scans one stacked tree, "auto" takes

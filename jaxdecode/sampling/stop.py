@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Int16, Int32
+from jaxtyping import Array, Int, Int16, Int32
 
 from jaxdecode.errors import InputError
 
@@ -31,8 +31,7 @@ class StopTable:
 
     Attributes:
         next_state: state after a token. S is a power of two, so that other stop strings of similar
-        length
-            compile nothing new.
+            length compile nothing new.
     """
 
     next_state: Int16[Array, "S V"]
@@ -41,16 +40,6 @@ class StopTable:
     def match_state(self) -> int:
         """The state that is never left: a stop string is complete."""
         return self.next_state.shape[0] - 1
-
-
-def advance(table: StopTable, state: Int[Array, ""], token: Int[Array, ""]) -> Int16[Array, ""]:
-    """Returns one row's state after one more token; `vmap` it over rows."""
-    return table.next_state[state, token]
-
-
-def matched(table: StopTable, state: Int[Array, "..."]) -> Bool[Array, "..."]:
-    """Returns whether a stop string is complete."""
-    return state == table.match_state
 
 
 def compile_stop(stop: Sequence[str], token_bytes: Sequence[bytes], vocab_size: int) -> StopTable:
