@@ -4,12 +4,14 @@ Running it accepts Gemma's terms (`jaxdecode models` shows them).
 """
 
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 import jaxdecode as jd
+from jaxdecode.convert import download
 from tests import toys
 from tests.golden import corpus
 from tests.test_api import count_compilations
@@ -133,9 +135,7 @@ def test_100_ragged_requests_compile_nothing_after_warm_up(smol):
 
 
 def test_conversion_is_small_and_quick(tmp_path):
-    from jaxdecode.convert import download
-
-    source = download.fetch("smollm2-135m")
+    (source,) = download.resolve("smollm2-135m").parent.glob("*.gguf")
     code = (
         "import json, resource, sys, time\n"
         "from jaxdecode.convert.pipeline import convert\n"
@@ -144,8 +144,6 @@ def test_conversion_is_small_and_quick(tmp_path):
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6\n"
         "print(json.dumps([time.perf_counter() - begin, peak]))"
     )
-    import subprocess
-
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, peak_gb = json.loads(run.stdout)
     print(f"{seconds:.1f} s, {peak_gb:.2f} GB")
