@@ -41,6 +41,7 @@ class LanguageModel:
         params: parameter tree (`models.decoder`).
         target: the pure functions bound to the config.
         tokenizer: None if the checkpoint has none; then prompts are token ids.
+        end_tokens: token ids with which the model ends a text or its turn.
         dtype: dtype of parameters and activations.
         kv_dtype: dtype of keys and values. float32 on CPU, where 16-bit attention takes a slow
             path; `dtype` elsewhere.
@@ -51,6 +52,7 @@ class LanguageModel:
     params: Any
     target: Target
     tokenizer: Tokenizer | None
+    end_tokens: tuple[int, ...]
     dtype: Any
     kv_dtype: Any
 
@@ -142,13 +144,25 @@ def load(
     params = decoder.nest(config, {name: jnp.asarray(array) for name, array in arrays})
     if layers == "stacked" or (layers == "auto" and jax.default_backend() == "tpu"):
         params["layers"] = decoder.stack(params["layers"])
-    return from_params(config, params, name=str(model), tokenizer=pipeline.read_tokenizer(source))
+    tokenizer = pipeline.read_tokenizer(source)
+    end_tokens = pipeline.read_end_tokens(source, tokenizer)
+    return from_params(config, params, name=str(model), tokenizer=tokenizer, end_tokens=end_tokens)
 
 
 def from_params(
-    config: ModelConfig, params: Any, *, name: str = "model", tokenizer: Tokenizer | None = None
+    config: ModelConfig,
+    params: Any,
+    *,
+    name: str = "model",
+    tokenizer: Tokenizer | None = None,
+    end_tokens: Sequence[int] | None = None,
 ) -> LanguageModel:
-    """Wraps parameters that are already in memory (`models.decoder.init_params`, training)."""
+    """Wraps parameters that are already in memory (`models.decoder.init_params`, training).
+
+    By default the model ends where its tokenizer says.
+    """
+    if end_tokens is None:
+        end_tokens = tokenizer.stop_tokens if tokenizer else ()
     dtype = params["embed"]["embedding"].dtype
     kv_dtype = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
     return LanguageModel(
@@ -157,6 +171,7 @@ def from_params(
         params=params,
         target=_target(config, kv_dtype),
         tokenizer=tokenizer,
+        end_tokens=tuple(end_tokens),
         dtype=dtype,
         kv_dtype=kv_dtype,
     )
@@ -322,7 +337,13 @@ def _run(lm, prompts, seeds, method, options, steps) -> Iterator[engines.Snapsho
     )
     batch = engines.batch_bucket(len(prompts))
     request = make_request(
-        options, prompts, seeds, batch=batch, tokenizer=lm.tokenizer, config=lm.config
+        options,
+        prompts,
+        seeds,
+        batch=batch,
+        tokenizer=lm.tokenizer,
+        config=lm.config,
+        end_tokens=lm.end_tokens,
     )
     steps = steps or itertools.repeat(STEPS_PER_CALL)
     return engines.run(engine, request, prompts, options.max_new_tokens, steps)

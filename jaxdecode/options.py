@@ -133,8 +133,12 @@ def make_request(
     batch: int,
     tokenizer: Tokenizer | None,
     config: ModelConfig,
+    end_tokens: Sequence[int] = (),
 ) -> Request:
-    """Options of one batch as arrays; rows past the prompts are padding."""
+    """Options of one batch as arrays; rows past the prompts are padding.
+
+    `end_tokens` are the model's own; `ignore_eos` leaves them out.
+    """
     keys = np.zeros((batch, 2), np.uint32)
     for b, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         keys[b] = noise.row_key(seed, prompt)
@@ -145,7 +149,7 @@ def make_request(
     return Request(
         key=jnp.asarray(keys),
         sampling=_sampling(options, batch, config),
-        stop_tokens=jnp.asarray(_stop_tokens(options, tokenizer, config), jnp.int32),
+        stop_tokens=jnp.asarray(_stop_tokens(options, end_tokens, config), jnp.int32),
         stop_table=stop_table,
     )
 
@@ -175,8 +179,8 @@ def _bias(bias: Mapping[int, float] | None, config: ModelConfig):
     return jnp.asarray(row)
 
 
-def _stop_tokens(options: Options, tokenizer: Tokenizer | None, config: ModelConfig) -> list[int]:
-    own = () if options.ignore_eos or tokenizer is None else tokenizer.stop_tokens
+def _stop_tokens(options: Options, end_tokens: Sequence[int], config: ModelConfig) -> list[int]:
+    own = () if options.ignore_eos else end_tokens
     tokens = list(dict.fromkeys([*own, *options.stop_tokens]))
     for token in tokens:
         _integer("stop token id", token, low=0, high=config.vocab_size - 1)

@@ -1,6 +1,8 @@
 """What users are promised: any batch, any slicing in time, any stop, and errors that help."""
 
 import contextlib
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,9 +12,11 @@ from tokenizers import decoders, models
 
 import jaxdecode as jd
 from jaxdecode import api, engine
+from jaxdecode.convert.pipeline import convert
 from jaxdecode.convert.tokenizer import load_tokenizer
 from jaxdecode.errors import InputError, UnknownNameError
 from tests import toys
+from tests.golden.corpus import tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +219,21 @@ def test_slot_buckets_hold_what_is_asked():
     sizes = [engine.slot_bucket(n) for n in range(1, 5000)]
     assert all(size >= n for n, size in enumerate(sizes, 1))
     assert len(set(sizes)) < 13 and sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_model_without_a_tokenizer_ends_where_its_config_says(tmp_path, several):
+    free = jd.generate(jd.load(tiny_folder("llama")), [[1, 2, 3]], max_new_tokens=12)
+    end = free.tokens[0][4]
+    folder = shutil.copytree(tiny_folder("llama"), tmp_path / "hf")
+    written = json.loads((folder / "config.json").read_text())
+    written["eos_token_id"] = [95, end] if several else end
+    (folder / "config.json").write_text(json.dumps(written))
+    convert(folder, tmp_path / "ours", progress=False)
+    for path in (folder, tmp_path / "ours"):
+        lm = jd.load(path)
+        out = jd.generate(lm, [[1, 2, 3]], max_new_tokens=12)
+        assert out.tokens[0] == free.tokens[0][: free.tokens[0].index(end) + 1]
+        assert out.finish_reasons == ["stop"]
+        ignored = jd.generate(lm, [[1, 2, 3]], max_new_tokens=12, ignore_eos=True)
+        assert ignored.tokens == free.tokens

@@ -206,6 +206,17 @@ def read_tokenizer(source: Source) -> Tokenizer | None:
     return tokenizer_from_gguf(source.tokenizer_metadata) if source.tokenizer_metadata else None
 
 
+def read_end_tokens(source: Source, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Returns the token ids that end a text: the tokenizer's, then what config.json says.
+
+    A checkpoint without a tokenizer still ends where its own configuration says.
+    """
+    named = source.token_ids.get("eos_token_id")
+    listed = named if isinstance(named, list) else [named]
+    known = [t for t in listed if isinstance(t, int) and 0 <= t < source.config.vocab_size]
+    return tuple(dict.fromkeys([*(tokenizer.stop_tokens if tokenizer else ()), *known]))
+
+
 def _write_tokenizer(source: Source, folder: Path) -> None:
     if source.tokenizer_dir is not None:
         # Byte for byte, so that nothing is lost on the way to our checkpoint and back.
