@@ -3,22 +3,14 @@
 Importing it touches no device and does not import JAX; the public names load on first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxdecode.api import (
-        Generation,
-        LanguageModel,
-        RowStats,
-        explain,
-        generate,
-        load,
-        methods,
-        stream,
-        warmup,
-    )
+    from jaxdecode.api import LanguageModel, explain, generate, load, methods, stream, warmup
+    from jaxdecode.results import Generation, RowStats
 
 __all__ = [
     "Generation",
@@ -35,9 +27,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from jaxdecode import api
-
-        return getattr(api, name)
+        home = "results" if name in ("Generation", "RowStats") else "api"
+        return getattr(importlib.import_module(f"jaxdecode.{home}"), name)
     raise AttributeError(f"module 'jaxdecode' has no attribute {name!r}")
 
 

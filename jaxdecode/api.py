@@ -18,12 +18,12 @@ from jaxdecode.convert.open import open_source
 from jaxdecode.convert.tokenizer import TextStream, Tokenizer
 from jaxdecode.core.protocols import Method, Target
 from jaxdecode.core.registry import METHODS
-from jaxdecode.core.types import FINISH_REASONS
 from jaxdecode.errors import InputError, UnknownNameError, near_matches
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.options import Options, Prompt, make_request, tokenize
-from jaxdecode.sampling.stop import StopFilter, cut_text
+from jaxdecode.results import Generation, collect, row_result
+from jaxdecode.sampling.stop import StopFilter
 
 # Steps per call of the loop: long enough that the calls cost nothing, short enough that Ctrl-C
 # and progress bars answer.
@@ -62,48 +62,6 @@ class LanguageModel:
             f"LanguageModel({self.name!r}, {self.config.family}, {size / 1e6:.0f}M parameters, "
             f"{jnp.dtype(self.dtype).name}, context {self.config.max_length})"
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RowStats:
-    """Statistics of one row.
-
-    Attributes:
-        num_tokens: new tokens, the stop token included.
-        nfe: target forward calls the row took part in.
-        acceptance_length: new tokens per target call; 1.0 for plain decoding.
-        tokens_forwarded: query tokens pushed through the target for this row.
-        seconds: wall time of the row's batch, prefill and any compilation included.
-        tokens_per_second: num_tokens / seconds.
-    """
-
-    num_tokens: int
-    nfe: int
-    acceptance_length: float
-    tokens_forwarded: int
-    seconds: float
-    tokens_per_second: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
-    """What `generate` returns; every list has one entry per prompt, in order.
-
-    Attributes:
-        texts: decoded new tokens, cut before a stop string; None without a tokenizer.
-        tokens: new token ids, including the token that ended the row.
-        logprobs: log-probability of each new token under the model (temperature 1, no warp).
-        finish_reasons: "stop" (stop token), "stop_string" or "length".
-        stats: counters and times.
-        steps: step of the loop at which each new token was committed.
-    """
-
-    texts: list[str | None]
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
-    finish_reasons: list[str]
-    stats: list[RowStats]
-    steps: list[list[int]]
 
 
 def load(
@@ -219,8 +177,8 @@ def generate(
                 progress(_num_new(last, batch))
         assert last is not None
         for b, i in enumerate(members):
-            results[i] = _row_result(lm, last, b, len(batch[b]), chosen)
-    return _collect([results[i] for i in range(len(rows))])
+            results[i] = row_result(lm.tokenizer, last, b, len(batch[b]), chosen)
+    return collect([results[i] for i in range(len(rows))])
 
 
 def stream(
@@ -261,7 +219,7 @@ def _stream(lm, tokens, method, options, on_finish) -> Iterator[str]:
     if piece := held.push(text.flush()) + held.flush():
         yield piece
     if on_finish is not None and last is not None:
-        on_finish(_collect([_row_result(lm, last, 0, len(tokens), options)]))
+        on_finish(collect([row_result(lm.tokenizer, last, 0, len(tokens), options)]))
 
 
 def warmup(
@@ -357,37 +315,6 @@ def _stream_steps() -> Iterator[int]:
 def _num_new(snapshot: engines.Snapshot, prompts: Sequence[Sequence[int]]) -> int:
     lengths = snapshot.canvas.length[: len(prompts)] + 1
     return int(lengths.sum()) - sum(map(len, prompts))
-
-
-def _collect(rows: Sequence[tuple]) -> Generation:
-    names = [field.name for field in dataclasses.fields(Generation)]
-    columns = map(list, zip(*rows, strict=True))
-    return Generation(**dict(zip(names, columns, strict=True)))
-
-
-def _row_result(lm, snapshot: engines.Snapshot, row: int, start: int, options: Options) -> tuple:
-    tokens = snapshot.new_tokens(row, start).tolist()
-    end = start + len(tokens)
-    text = None
-    if lm.tokenizer is not None:
-        text = cut_text(lm.tokenizer.decode(tokens), options.stop)
-    nfe = int(snapshot.stats.nfe[row])
-    stats = RowStats(
-        num_tokens=len(tokens),
-        nfe=nfe,
-        acceptance_length=len(tokens) / max(nfe, 1),
-        tokens_forwarded=int(snapshot.stats.tokens_forwarded[row]),
-        seconds=snapshot.seconds,
-        tokens_per_second=len(tokens) / snapshot.seconds,
-    )
-    return (
-        text,
-        tokens,
-        snapshot.canvas.logprob[row, start:end].tolist(),
-        FINISH_REASONS[int(snapshot.canvas.finish[row])],
-        stats,
-        snapshot.canvas.commit_step[row, start:end].tolist(),
-    )
 
 
 def _entry(method: str):

@@ -237,3 +237,9 @@ def test_a_model_without_a_tokenizer_ends_where_its_config_says(tmp_path, severa
         assert out.finish_reasons == ["stop"]
         ignored = jd.generate(lm, [[1, 2, 3]], max_new_tokens=12, ignore_eos=True)
         assert ignored.tokens == free.tokens
+
+
+def test_public_names_exist():
+    assert all(getattr(jd, name) is not None for name in jd.__all__)
+    with pytest.raises(AttributeError, match="generat"):
+        jd.generat  # noqa: B018

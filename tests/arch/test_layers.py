@@ -20,9 +20,10 @@ RANKS = {
     "convert": 6,
     "options": 7,
     "engine": 7,
-    "api": 8,
-    "cli": 9,
-    "__main__": 10,
+    "results": 8,
+    "api": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 FLAX_ONLY_IN = ("models/",)
 KERNELS_ONLY_IN = ("core/ops.py",)
