@@ -75,7 +75,7 @@ def run(
 ) -> DecodeState:
     """At most `num_steps` steps; ends early when every row is done.
 
-    Streaming calls this with a few steps at a time; a whole generation is one call.
+    The caller chooses how often it looks: streaming asks for a few steps, a batch for many.
     """
     last = state.step + num_steps
 
