@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdecode import engine as engines
+from jaxdecode import resolve
 from jaxdecode.convert import download, pipeline
 from jaxdecode.convert.open import open_source
 from jaxdecode.convert.tokenizer import TextStream, Tokenizer
-from jaxdecode.core.protocols import Method, Target
+from jaxdecode.core.protocols import Models, Target
 from jaxdecode.core.registry import METHODS
-from jaxdecode.errors import InputError, UnknownNameError, near_matches
+from jaxdecode.errors import InputError
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.options import Options, Prompt, make_request, tokenize
+from jaxdecode.options import Prompt, make_request, tokenize
 from jaxdecode.results import Generation, collect, row_result
+from jaxdecode.sampling import noise
 from jaxdecode.sampling.stop import StopFilter
 
 # Steps per call of the loop: long enough that the calls cost nothing, short enough that Ctrl-C
@@ -140,11 +141,13 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     *,
     method: str = "ar",
+    draft: LanguageModel | None = None,
+    n: int = 1,
     batch_size: int = DEFAULT_BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Generation:
-    """Generates a continuation of every prompt.
+    """Generates n continuations of every prompt.
 
     A row's result depends on its prompt, its seed and the options, never on its neighbours.
 
@@ -152,27 +155,32 @@ def generate(
         lm: the model.
         prompts: text, token ids, `{"messages": [...]}`, ... or a list of these.
         method: name from `methods()`.
+        draft: the draft model of methods that need one.
+        n: samples per prompt; results list them prompt by prompt.
         batch_size: rows decoded at once; longer lists run batch after batch.
         progress: called with the number of new tokens after every few steps.
-        **options: fields of `jaxdecode.options.Options`: max_new_tokens, temperature, top_k,
-            top_p, min_p, repetition_penalty, logit_bias, stop, stop_tokens, ignore_eos, seed.
+        **options: fields of `jaxdecode.options.Options` (max_new_tokens, temperature, top_k,
+            top_p, min_p, repetition_penalty, logit_bias, stop, stop_tokens, ignore_eos, seed) and
+            options of the method (`explain` lists them).
 
     Raises:
         InputError: a prompt or an option is unusable; the message names it.
     """
-    chosen = make_options(options)
-    rows = [tokenize(prompt, lm.tokenizer, lm.config) for prompt in _as_list(prompts)]
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} is out of range; it must be >= 1.")
-    seeds = chosen.seeds(len(rows))
+    chosen, choice = resolve.split(method, options)
+    prompts = [tokenize(prompt, lm.tokenizer, lm.config) for prompt in _as_list(prompts)]
+    _check_counts(n, batch_size)
+    rows = [prompt for prompt in prompts for _ in range(n)]
+    seeds = [seed for seed in chosen.seeds(len(prompts)) for _ in range(n)]
+    engine = _engine(lm, choice, draft)
     # Neighbours of like length waste the least padding; results do not depend on it.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     results: dict[int, tuple] = {}
     for first in range(0, len(order), batch_size):
         members = order[first : first + batch_size]
         batch = [rows[i] for i in members]
+        keys = [noise.row_key(seeds[i], rows[i], sample=i % n) for i in members]
         last = None
-        for last in _run(lm, batch, [seeds[i] for i in members], method, chosen, None):
+        for last in _run(lm, engine, batch, keys, chosen, None):
             if progress is not None:
                 progress(_num_new(last, batch))
         assert last is not None
@@ -186,6 +194,7 @@ def stream(
     prompt: Prompt,
     *,
     method: str = "ar",
+    draft: LanguageModel | None = None,
     on_finish: Callable[[Generation], None] | None = None,
     **options: Any,
 ) -> Iterator[str]:
@@ -197,21 +206,22 @@ def stream(
         lm: the model; it needs a tokenizer.
         prompt: one prompt.
         method: name from `methods()`.
+        draft: the draft model of methods that need one.
         on_finish: called once with the whole result.
         **options: as for `generate`.
     """
     if lm.tokenizer is None:
         raise InputError("streaming gives text, but this checkpoint has no tokenizer.")
-    chosen = make_options(options)
+    chosen, choice = resolve.split(method, options)
     tokens = tokenize(prompt, lm.tokenizer, lm.config)
-    return _stream(lm, tokens, method, chosen, on_finish)
+    return _stream(lm, tokens, _engine(lm, choice, draft), chosen, on_finish)
 
 
-def _stream(lm, tokens, method, options, on_finish) -> Iterator[str]:
+def _stream(lm, tokens, engine, options, on_finish) -> Iterator[str]:
     text, held = TextStream(lm.tokenizer), StopFilter(options.stop)
     sent, last = len(tokens), None
-    seeds = options.seeds(1)
-    for last in _run(lm, [tokens], seeds, method, options, _stream_steps()):
+    keys = [noise.row_key(seed, tokens) for seed in options.seeds(1)]
+    for last in _run(lm, engine, [tokens], keys, options, _stream_steps()):
         new = last.new_tokens(0, sent)
         sent += len(new)
         if piece := held.push(text.push(new.tolist())):
@@ -226,6 +236,7 @@ def warmup(
     lm: LanguageModel,
     *,
     method: str = "ar",
+    draft: LanguageModel | None = None,
     batch_sizes: Sequence[int] = (1,),
     max_length: int = 1024,
     **options: Any,
@@ -235,43 +246,48 @@ def warmup(
     Args:
         lm: the model.
         method: name from `methods()`.
+        draft: the draft model of methods that need one.
         batch_sizes: batch sizes that will be used.
         max_length: longest prompt plus new tokens that will be used.
         **options: options that will be switched on (top_p, stop, ...): each set of features is a
             program of its own; values do not matter.
     """
-    chosen = dataclasses.replace(make_options(options), ignore_eos=True)
+    chosen, choice = resolve.split(method, {**options, "ignore_eos": True})
+    engine = _engine(lm, choice, draft)
     limit = min(max_length, lm.config.max_length)
     for batch in sorted({engines.batch_bucket(size) for size in batch_sizes}):
-        for length, new in engines.shapes(limit):
+        keys = [noise.row_key(0, [0])] * batch
+        for length, new in engines.shapes(limit, engine.slack):
             asked = dataclasses.replace(chosen, max_new_tokens=new)
-            for _ in _run(lm, [[0] * length] * batch, [0] * batch, method, asked, iter([1])):
+            for _ in _run(lm, engine, [[0] * length] * batch, keys, asked, iter([1])):
                 pass
 
 
-def methods() -> list[dict[str, str]]:
+def methods() -> list[dict[str, Any]]:
     """The registry as a list of dicts: name, seats, exactness level, reference, source, tier."""
-    return [{"name": name, **entry._asdict()} for name, entry in METHODS.items()]
+    rows = {name: entry._asdict() for name, entry in METHODS.items()}
+    return [
+        {"name": name, **row, "needs": list(row["needs"]), "options": dict(row["options"])}
+        for name, row in rows.items()
+    ]
 
 
 def explain(method: str) -> str:
-    """What a method is, in a few lines made from its registry entry."""
-    entry = _entry(method)
+    """What a method is, in a few lines made from its registry entry and its options' defaults."""
+    entry = resolve.entry_of(method)
+    _, choice = resolve.split(method, {})
+    own = {}
+    for config in (choice.drafter, choice.verifier):
+        own |= dataclasses.asdict(config)
+    options = ", ".join(f"{name}={value!r}" for name, value in own.items())
     return (
         f"{method}: {entry.summary}\n"
         f"  drafter {entry.drafter}, tree {entry.tree}, verifier {entry.verifier}, "
         f"commit {entry.commit}, cache {entry.cache}\n"
         f"  exactness {entry.level} against {entry.reference}; source {entry.source}; {entry.tier}"
+        + f"\n  needs {', '.join(entry.needs) or 'nothing but the target'}"
+        + (f"\n  options {options}" if options else "")
     )
-
-
-def make_options(options: Mapping[str, Any]) -> Options:
-    """Options from keyword arguments; an unknown name is an error with near matches."""
-    known = [field.name for field in dataclasses.fields(Options)]
-    for name in options:
-        if name not in known:
-            raise InputError(f"option {name!r} is not known.{near_matches(name, known)}")
-    return Options(**options)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -285,20 +301,26 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return listed
 
 
-def _run(lm, prompts, seeds, method, options, steps) -> Iterator[engines.Snapshot]:
-    engine = engines.Engine(
-        config=lm.config,
-        target=lm.target,
-        params=lm.params,
-        method=_method(method),
-        kv_dtype=lm.kv_dtype,
-    )
-    batch = engines.batch_bucket(len(prompts))
+def _check_counts(n: int, batch_size: int) -> None:
+    for name, value in (("n", n), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value!r} is out of range; it must be an integer >= 1.")
+
+
+def _engine(
+    lm: LanguageModel, choice: resolve.Choice, draft: LanguageModel | None
+) -> engines.Engine:
+    bound = lambda model: resolve.model_of(model.config, model.target, model.kv_dtype)  # noqa: E731
+    models = Models(bound(lm), bound(draft) if draft is not None else None)
+    method, weights = resolve.weights_of(choice, models, lm.params, draft and draft.params)
+    return engines.Engine(model=models.target, method=method, weights=weights)
+
+
+def _run(lm, engine, prompts, keys, options, steps) -> Iterator[engines.Snapshot]:
     request = make_request(
         options,
-        prompts,
-        seeds,
-        batch=batch,
+        keys,
+        batch=engines.batch_bucket(len(prompts)),
         tokenizer=lm.tokenizer,
         config=lm.config,
         end_tokens=lm.end_tokens,
@@ -315,28 +337,6 @@ def _stream_steps() -> Iterator[int]:
 def _num_new(snapshot: engines.Snapshot, prompts: Sequence[Sequence[int]]) -> int:
     lengths = snapshot.canvas.length[: len(prompts)] + 1
     return int(lengths.sum()) - sum(map(len, prompts))
-
-
-def _entry(method: str):
-    if method not in METHODS:
-        names = sorted(METHODS)
-        raise UnknownNameError(
-            f"method {method!r} is not known.{near_matches(method, names)} Known: "
-            f"{', '.join(names)}."
-        )
-    return METHODS[method]
-
-
-@functools.lru_cache
-def _method(name: str) -> Method:
-    """The bundles of a registry line; cached, because their identity keys compiled programs."""
-    entry = _entry(name)
-    part = lambda folder, file: importlib.import_module(f"jaxdecode.{folder}.{file}")  # noqa: E731
-    return Method(
-        drafter=part("drafters", entry.drafter).make(),
-        verifier=part("verifiers", entry.verifier).make(),
-        cache=part("caches", entry.cache).CACHE,
-    )
 
 
 @functools.lru_cache

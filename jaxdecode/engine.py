@@ -13,26 +13,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdecode.core import loop
-from jaxdecode.core.protocols import Method, Target
+from jaxdecode.core import loop, prefill
+from jaxdecode.core.protocols import Method, Model, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Request, Stats
 from jaxdecode.models.config import ModelConfig
 
-# Widths of a prefill chunk: padding costs at most a third, and a sixth of a long prompt.
-CHUNKS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
-# Rows a step may write past a row's end: the longest path of any proposal fits.
+# Rows a step may write past a row's end: paths of up to so many nodes fit without another bucket.
 SLACK = 16
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class Engine:
-    """A target with its parameters, and the method that decodes it."""
+    """A target, the method that decodes it, and the parameters of both.
 
-    config: ModelConfig
-    target: Target
-    params: Any
+    Attributes:
+        model: the target.
+        method: seats of the loop.
+        weights: parameters of target, drafter and verifier.
+        memory: what the drafter remembers of earlier batches; replaced after every batch.
+    """
+
+    model: Model
     method: Method
-    kv_dtype: Any
+    weights: Weights
+    memory: Any = None
+
+    @property
+    def slack(self) -> int:
+        """Slots past a row's end that a step may write."""
+        return max(SLACK, self.method.drafter.max_depth + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,33 +76,23 @@ def slot_bucket(num_slots: int) -> int:
     return size
 
 
-def chunks(num_tokens: int) -> Iterator[tuple[int, int]]:
-    """Start and width of each prefill chunk that covers `num_tokens` tokens."""
-    start = 0
-    while start < num_tokens:
-        left = num_tokens - start
-        width = next((c for c in CHUNKS if c >= left), CHUNKS[-1])
-        yield start, width
-        start += width
-
-
-def shapes(max_length: int) -> list[tuple[int, int]]:
+def shapes(max_length: int, slack: int = SLACK) -> list[tuple[int, int]]:
     """One (prompt length, new tokens) for every set of programs a row of max_length can need."""
-    buckets = {slot_bucket(n + SLACK) for n in range(2, max_length + 1)}
+    buckets = {slot_bucket(n + slack) for n in range(2, max_length + 1)}
     # The longest row of each bucket that is still within max_length.
-    ends = sorted({min(bucket - SLACK, max_length) for bucket in buckets})
+    ends = sorted({min(bucket - slack, max_length) for bucket in buckets})
     found = {}
     for length in range(1, max_length):
-        plan = tuple(chunks(length - 1))
+        plan = tuple(prefill.chunks(length - 1))
         for end in ends:
             if end > length:
-                found.setdefault((plan, _slots(plan, end)), (length, end - length))
+                found.setdefault((plan, _slots(plan, end + slack)), (length, end - length))
     return list(found.values())
 
 
 def _slots(plan: Sequence[tuple[int, int]], end: int) -> int:
     covered = plan[-1][0] + plan[-1][1] if plan else 0
-    return slot_bucket(max(covered, end + SLACK))
+    return slot_bucket(max(covered, end))
 
 
 def run(
@@ -116,52 +115,50 @@ def run(
     state = _prefilled(engine, request, prompts, max_new_tokens)
     for num_steps in steps:
         state = loop.run(
-            engine.params,
+            engine.weights,
             request,
             state,
             jnp.int32(num_steps),
-            target=engine.target,
+            target=engine.model.target,
             method=engine.method,
         )
         canvas, stats = jax.device_get((state.canvas, state.stats))
-        yield Snapshot(canvas, stats, time.perf_counter() - begin)
         if canvas.done.all():
+            if engine.method.drafter.remember is not None:
+                engine.memory = engine.method.drafter.remember(state.drafter)
+            yield Snapshot(canvas, stats, time.perf_counter() - begin)
             return
+        yield Snapshot(canvas, stats, time.perf_counter() - begin)
 
 
 def _prefilled(
     engine: Engine, request: Request, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> DecodeState:
+    model, method, weights = engine.model, engine.method, engine.weights
     longest = max(map(len, prompts))
     # The last prompt token stays pending: the first step scores it.
-    plan = list(chunks(longest - 1))
-    end = min(longest + max_new_tokens, engine.config.max_length)
-    slots = _slots(plan, end)
-    canvas = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], engine.config)
-    cache = engine.method.cache.init(
-        engine.config,
-        len(canvas.length),
+    plan = list(prefill.chunks(longest - 1))
+    end = min(longest + max_new_tokens, model.config.max_length)
+    slots = _slots(plan, end + engine.slack)
+    host = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
+    canvas = jax.tree.map(jnp.asarray, host)
+    cache = method.cache.init(
+        model.config,
+        len(host.length),
         slots,
-        engine.kv_dtype,
-        stacked=not isinstance(engine.params["layers"], Sequence),
+        model.kv_dtype,
+        stacked=not isinstance(weights.target["layers"], Sequence),
     )
-    for start, width in plan:
-        rows = loop.prefill(
-            engine.params,
-            canvas.tokens[:, start : start + width],
-            jnp.int32(start),
-            np.clip(canvas.length - start, 0, width),
-            engine.method.cache.read(cache) if start else None,
-            target=engine.target,
-        )
-        cache = loop.store(cache, rows, jnp.int32(start), cache=engine.method.cache)
-    canvas = jax.tree.map(jnp.asarray, canvas)
+    cache = prefill.fill(
+        weights.target, model, cache, np.asarray(host.tokens), np.asarray(host.length)
+    )
     names = [field.name for field in dataclasses.fields(Stats)]
-    stats = Stats(**{name: jnp.asarray(np.zeros_like(canvas.length)) for name in names})
+    stats = Stats(**{name: jnp.asarray(np.zeros_like(host.length)) for name in names})
+    view = method.cache.read(cache)
     return DecodeState(
         canvas=canvas,
         cache=cache,
-        drafter=engine.method.drafter.init(engine.params, request, canvas),
+        drafter=method.drafter.init(weights, request, canvas, view, engine.memory),
         stats=stats,
         step=jnp.int32(0),
     )

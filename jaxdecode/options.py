@@ -1,18 +1,17 @@
 """What a caller asks for, checked: prompts to token ids, options to arrays on the device."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdecode import checks
 from jaxdecode.convert.tokenizer import Tokenizer
 from jaxdecode.core.types import Request, Sampling
 from jaxdecode.errors import InputError
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.sampling import noise
 from jaxdecode.sampling.stop import compile_stop
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -54,16 +53,18 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
-        _integer("max_new_tokens", self.max_new_tokens, low=1)
-        _integer("top_k", self.top_k, low=0)
-        _number("temperature", self.temperature, "a number >= 0", lambda x: x >= 0)
-        _number("top_p", self.top_p, "a number in (0, 1]", lambda x: 0 < x <= 1)
-        _number("min_p", self.min_p, "a number in [0, 1]", lambda x: 0 <= x <= 1)
-        _number("repetition_penalty", self.repetition_penalty, "a number > 0", lambda x: x > 0)
+        checks.integer("max_new_tokens", self.max_new_tokens, low=1)
+        checks.integer("top_k", self.top_k, low=0)
+        checks.number("temperature", self.temperature, "a number >= 0", lambda x: x >= 0)
+        checks.number("top_p", self.top_p, "a number in (0, 1]", lambda x: 0 < x <= 1)
+        checks.number("min_p", self.min_p, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+        checks.number(
+            "repetition_penalty", self.repetition_penalty, "a number > 0", lambda x: x > 0
+        )
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         for seed in self.seeds(1) if isinstance(self.seed, int) else self.seed:
-            _integer("seed", seed, low=-(2**63), high=2**63 - 1)
+            checks.integer("seed", seed, low=-(2**63), high=2**63 - 1)
 
     def seeds(self, num_prompts: int) -> list[int]:
         """One seed per prompt."""
@@ -87,7 +88,7 @@ def tokenize(prompt: Prompt, tokenizer: Tokenizer | None, config: ModelConfig) -
     if not tokens:
         raise InputError("the prompt is empty; give at least one token.")
     for token in tokens:
-        _integer("prompt token id", token, low=0, high=config.vocab_size - 1)
+        checks.integer("prompt token id", token, low=0, high=config.vocab_size - 1)
     if len(tokens) >= config.max_length:
         raise InputError(
             f"the prompt has {len(tokens)} tokens, but the model's context is "
@@ -127,21 +128,19 @@ def _need(tokenizer: Tokenizer | None) -> Tokenizer:
 
 def make_request(
     options: Options,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
+    row_keys: Sequence[np.ndarray],
     *,
     batch: int,
     tokenizer: Tokenizer | None,
     config: ModelConfig,
     end_tokens: Sequence[int] = (),
 ) -> Request:
-    """Options of one batch as arrays; rows past the prompts are padding.
+    """Options of one batch as arrays; rows past those with a key are padding.
 
     `end_tokens` are the model's own; `ignore_eos` leaves them out.
     """
     keys = np.zeros((batch, 2), np.uint32)
-    for b, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        keys[b] = noise.row_key(seed, prompt)
+    keys[: len(row_keys)] = row_keys
     stop_table = None
     if options.stop:
         pieces = _need(tokenizer).token_bytes
@@ -173,8 +172,8 @@ def _bias(bias: Mapping[int, float] | None, config: ModelConfig):
         return None
     row = np.zeros(config.vocab_size, np.float32)
     for token, value in bias.items():
-        _integer("logit_bias token id", token, low=0, high=config.vocab_size - 1)
-        _number("logit_bias", value, "a finite number", lambda _: True)
+        checks.integer("logit_bias token id", token, low=0, high=config.vocab_size - 1)
+        checks.number("logit_bias", value, "a finite number", lambda _: True)
         row[token] = value
     return jnp.asarray(row)
 
@@ -183,21 +182,7 @@ def _stop_tokens(options: Options, end_tokens: Sequence[int], config: ModelConfi
     own = () if options.ignore_eos else end_tokens
     tokens = list(dict.fromkeys([*own, *options.stop_tokens]))
     for token in tokens:
-        _integer("stop token id", token, low=0, high=config.vocab_size - 1)
+        checks.integer("stop token id", token, low=0, high=config.vocab_size - 1)
     if len(tokens) > NUM_STOP_TOKENS:
         raise InputError(f"{len(tokens)} stop tokens; at most {NUM_STOP_TOKENS} are possible.")
     return tokens + [-1] * (NUM_STOP_TOKENS - len(tokens))
-
-
-def _integer(name: str, value: Any, *, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f"{name}={value!r} is not an integer.")
-    if value < low or (high is not None and value > high):
-        wanted = f">= {low}" if high is None else f"from {low} to {high}"
-        raise InputError(f"{name}={value} is out of range; it must be {wanted}.")
-
-
-def _number(name: str, value: Any, wanted: str, valid) -> None:
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not valid(value):
-        raise InputError(f"{name}={value!r} is not valid; it must be {wanted}.")

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdecode import api
+from jaxdecode import api, options, resolve
+from jaxdecode import engine as engines
 from jaxdecode.core.masks import MaskProgram
+from jaxdecode.core.protocols import Models, Weights
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig, Rope
+from jaxdecode.sampling import noise
 
 
 def config(**changes) -> ModelConfig:
@@ -67,6 +70,29 @@ def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
     """A random language model without a tokenizer."""
     built = gemma_like() if name == "gemma" else config()
     return api.from_params(built, params(built, seed), name=name)
+
+
+def method(lm: api.LanguageModel, name: str, **asked):
+    """The bundles of a registry line."""
+    _, choice = resolve.split(name, asked)
+    return resolve.weights_of(choice, Models(_bound(lm)), lm.params, None)[0]
+
+
+def engine(lm: api.LanguageModel, chosen, params=None, kv_dtype=None) -> engines.Engine:
+    """What runs a method on a model."""
+    return engines.Engine(
+        model=_bound(lm, kv_dtype), method=chosen, weights=Weights(target=params or lm.params)
+    )
+
+
+def request(lm: api.LanguageModel, chosen: options.Options, prompts, batch: int = 4):
+    """Arrays of a batch's options with seed 7."""
+    keys = [noise.row_key(7, prompt) for prompt in prompts]
+    return options.make_request(chosen, keys, batch=batch, tokenizer=None, config=lm.config)
+
+
+def _bound(lm: api.LanguageModel, kv_dtype=None):
+    return resolve.model_of(lm.config, lm.target, kv_dtype or lm.kv_dtype)
 
 
 def full_logits(lm: api.LanguageModel, tokens, taps=()):

@@ -92,11 +92,10 @@ class Generate:
         self._check(lines)
         with open_output(self.out, overwrite=self.overwrite) as out:
             use_compile_cache()
-            from jaxdecode import api
+            from jaxdecode import resolve
 
             # Before a model is fetched and loaded: wrong values should not cost minutes.
-            api.explain(self.method)
-            api.make_options(self._options([line.seed for line in lines]))
+            resolve.split(self.method, self._options([line.seed for line in lines]))
             lm = self._load()
             if self.stream:
                 self._stream(lm, lines[0], out)

@@ -5,15 +5,15 @@
 The loop names no method; its parts are handed in as bundles of pure functions.
 """
 
+import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxdecode.core import masks
-from jaxdecode.core.protocols import Cache, Method, Rows, Target
+from jaxdecode.core.protocols import Method, Target, Weights
 from jaxdecode.core.types import (
     MAX_LENGTH,
     RUNNING,
@@ -21,51 +21,16 @@ from jaxdecode.core.types import (
     STOP_TOKEN,
     Canvas,
     DecodeState,
+    Proposal,
     Request,
     Stats,
     Verdict,
 )
 
 
-@functools.partial(jax.jit, static_argnames="target")
-def prefill(
-    params: Any,
-    tokens: Int[Array, "B C"],
-    start: Int[Array, ""],
-    num_new: Int[Array, "B"],
-    cached: Rows | None,
-    *,
-    target: Target,
-) -> Rows:
-    """Keys and values of one chunk of the prompts: C slots from `start`, the same for all rows.
-
-    Args:
-        params: target parameters.
-        tokens: prompt tokens of the chunk; anything past a row's end. Rows whose prompt ends
-            earlier get garbage there, which no mask shows and later steps overwrite.
-        start: first slot of the chunk.
-        num_new: tokens of each row that lie in this chunk.
-        cached: rows of earlier chunks, or None for the first, which then compiles independently
-            of the cache's size.
-        target: model functions.
-    """
-    batch, width = tokens.shape
-    offset = jnp.broadcast_to(start, (batch,))
-    positions = offset[:, None] + jnp.arange(width, dtype=jnp.int32)
-    program = masks.MaskProgram(cached=offset, positions=positions, num_new=num_new)
-    return target.forward(params, tokens, program, cached).rows
-
-
-@functools.partial(jax.jit, static_argnames="cache", donate_argnames="state")
-def store(state: Any, rows: Rows, start: Int[Array, ""], *, cache: Cache) -> Any:
-    """Writes a prefilled chunk; the cache is donated."""
-    batch = jax.tree.leaves(rows)[0].shape[-4]
-    return cache.write(state, rows, jnp.broadcast_to(start, (batch,)))
-
-
 @functools.partial(jax.jit, static_argnames=("target", "method"), donate_argnames="state")
 def run(
-    params: Any,
+    weights: Weights,
     request: Request,
     state: DecodeState,
     num_steps: Int[Array, ""],
@@ -83,38 +48,77 @@ def run(
         return ~state.canvas.done.all() & (state.step < last)
 
     return jax.lax.while_loop(
-        live, lambda state: step(params, request, state, target=target, method=method), state
+        live, lambda state: step(weights, request, state, target=target, method=method), state
     )
 
 
 def step(
-    params: Any, request: Request, state: DecodeState, *, target: Target, method: Method
+    weights: Weights, request: Request, state: DecodeState, *, target: Target, method: Method
 ) -> DecodeState:
     """One round of propose, verify, commit for all rows; done rows do not change."""
     canvas = state.canvas
-    proposal, drafter_state = method.drafter.propose(params, state.drafter, request, canvas)
-    program = masks.tree_program(
-        cached=canvas.length, parent=proposal.parent, depth=proposal.depth, valid=proposal.valid
-    )
     view = method.cache.read(state.cache)
-    output = target.forward(params, proposal.tokens, program, view, method.drafter.taps)
-    logits = target.logits(params, output.hidden)
-    verdict = method.verifier.verify(request, canvas, proposal, logits)
-    committed = commit(request, canvas, verdict, state.step)
-    rows = method.cache.select(output.rows, verdict.path)
+    proposal, drafter_state = method.drafter.propose(weights, state.drafter, request, canvas, view)
+
+    def decide(width: int):
+        """Everything that reads the proposal, on its first `width` nodes."""
+        part = narrow(proposal, width)
+        program = masks.tree_program(
+            cached=canvas.length, parent=part.parent, depth=part.depth, valid=part.valid
+        )
+        taps = tuple(dict.fromkeys(method.drafter.taps + method.verifier.taps))
+        output = target.forward(weights.target, part.tokens, program, view, taps)
+        output = dataclasses.replace(output, logits=target.logits(weights.target, output.hidden))
+        verdict = method.verifier.verify(weights, request, canvas, part, output)
+        committed = commit(request, canvas, verdict, state.step)
+        updated = method.drafter.update(
+            weights, drafter_state, request, committed, part, verdict, output
+        )
+        verdict = _pad_path(verdict, proposal.max_depth + 1)
+        return committed, verdict, method.cache.select(output.rows, verdict.path), updated
+
+    widths = method.drafter.widths or (proposal.tokens.shape[1],)
+    if len(widths) == 1:
+        committed, verdict, rows, drafter_state = decide(widths[0])
+    else:
+        branches = [functools.partial(decide, width) for width in widths]
+        chosen = jnp.sum(jnp.asarray(widths[:-1]) < _width_needed(canvas, proposal))
+        committed, verdict, rows, drafter_state = jax.lax.switch(chosen, branches)
     # Token ids are never negative, so this adds nothing; but it makes the write wait for the
     # verdict. Without that XLA may write before the last read, and copies the whole cache first.
     start = canvas.length + jnp.minimum(verdict.tokens[:, 0], 0)
-    stats = _count(state.stats, canvas, committed, proposal.valid)
-    drafter_state = method.drafter.update(
-        params, drafter_state, request, committed, proposal, verdict, output
-    )
     return DecodeState(
         canvas=committed,
         cache=method.cache.write(state.cache, rows, start),
         drafter=drafter_state,
-        stats=stats,
+        stats=_count(state.stats, canvas, committed, proposal.valid),
         step=state.step + 1,
+    )
+
+
+def narrow(proposal: Proposal, width: int) -> Proposal:
+    """The first `width` nodes of a proposal."""
+    if width == proposal.tokens.shape[1]:
+        return proposal
+    part = jax.tree.map(lambda array: array[:, :width], proposal)
+    return dataclasses.replace(part, max_depth=min(proposal.max_depth, width - 1))
+
+
+def _width_needed(canvas: Canvas, proposal: Proposal) -> Int[Array, ""]:
+    """Nodes up to the last valid one of any live row."""
+    index = jnp.arange(1, proposal.tokens.shape[1] + 1, dtype=jnp.int32)
+    used = proposal.valid & ~canvas.done[:, None]
+    return jnp.max(jnp.where(used, index, 1))
+
+
+def _pad_path(verdict: Verdict, length: int) -> Verdict:
+    """The same verdict with room for a path of `length` nodes; what is added is meaningless."""
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, length - x.shape[1])))  # noqa: E731
+    return dataclasses.replace(
+        verdict,
+        tokens=pad(verdict.tokens),
+        logprob=pad(verdict.logprob),
+        path=pad(verdict.path),
     )
 
 

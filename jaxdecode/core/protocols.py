@@ -18,6 +18,20 @@ Values = Float[Array, "H B K T d"] | tuple[Float[Array, "B K T d"], ...]
 Rows = tuple[Keys, Values]
 
 
+class Weights(NamedTuple):
+    """Parameters of all parts of a method; constant while it runs.
+
+    Attributes:
+        target: the target's parameters.
+        drafter: the drafter's, in its own form; None if it has none.
+        verifier: the verifier's; None if it has none.
+    """
+
+    target: Any
+    drafter: Any = None
+    verifier: Any = None
+
+
 @pytree
 class TargetOutput:
     """One forward pass of the target over T new rows.
@@ -26,15 +40,17 @@ class TargetOutput:
         hidden: final hidden states, normalised, ready for the head.
         rows: keys and values of the new rows; nothing was written.
         taps: hidden states by name: "embed", "layer.I" (output of block I), "final".
+        logits: float32 scores of every row; None where nobody asked for them.
     """
 
     hidden: Float[Array, "B T D"]
     rows: Rows
     taps: dict[str, Float[Array, "B T D"]]
+    logits: Float[Array, "B T V"] | None = None
 
 
 class Target(NamedTuple):
-    """The model whose law defines correct.
+    """A language model as pure functions: the target, or a draft model.
 
     forward: (params, tokens [B, T], mask program, cached rows or None, taps) -> TargetOutput
     logits:  (params, hidden [..., D]) -> float32 scores [..., V]
@@ -59,29 +75,66 @@ class Cache(NamedTuple):
     select: Callable[..., Any]
 
 
+class Model(NamedTuple):
+    """A language model bound to its config: what drafters are made from. Hashable.
+
+    Attributes:
+        target: its functions.
+        config: its `ModelConfig`.
+        kv_dtype: dtype of its keys and values.
+        cache: where its keys and values are kept.
+    """
+
+    target: Target
+    config: Any
+    kv_dtype: Any
+    cache: Cache
+
+
+class Models(NamedTuple):
+    """The models of a method: the target, and the draft model if the caller gave one."""
+
+    target: Model
+    draft: Model | None = None
+
+
 class Drafter(NamedTuple):
     """Who suggests tokens.
 
-    init:    (params, request, canvas) -> state
-    propose: (params, state, request, canvas) -> (Proposal, state)
-    update:  (params, state, request, canvas, proposal, verdict, output) -> state; canvas is the
-             committed one
+    prepare: (weights) -> weights; once, when the method is made: cuts and reorders parameters
+    init:    (weights, request, canvas, view, memory) -> state; once per batch, outside the loop
+    propose: (weights, state, request, canvas, view) -> (Proposal, state)
+    update:  (weights, state, request, canvas, proposal, verdict, output) -> state; canvas is the
+             committed one, output.logits are those of the proposal's nodes
+    remember: (state) -> memory for the next batch's init; None if nothing outlives a batch.
+             Only drafters that cannot change what is emitted (L0) may have one.
     taps:    hidden states the target must return
+    widths:  numbers of nodes the target forward is compiled for; the loop takes the smallest that
+             holds every valid node of the step. Empty: always all nodes.
+    max_depth: the bound of its proposals
+
+    `view` is the target's cache as read; every proposal is a function of the row's own past.
     """
 
     init: Callable[..., Any]
     propose: Callable[..., Any]
     update: Callable[..., Any]
+    prepare: Callable[..., Any] | None = None
+    remember: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
+    max_depth: int = 0
 
 
 class Verifier(NamedTuple):
     """Who checks, and with what law.
 
-    verify: (request, canvas, proposal, logits [B, N, V]) -> Verdict
+    verify: (weights, request, canvas, proposal, output) -> Verdict; output.logits are given
+    taps:   hidden states the target must return
     """
 
     verify: Callable[..., Any]
+    taps: tuple[str, ...] = ()
 
 
 class Method(NamedTuple):

@@ -4,7 +4,9 @@ A row says which file sits in each seat of the loop, what is promised, and again
 Everything in the table is tested by tests/contract; nothing outside it exists.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 
 class Entry(NamedTuple):
@@ -22,6 +24,8 @@ class Entry(NamedTuple):
         source: paper.
         tier: "stable" or "lab": what we promise about the interface.
         summary: one line for listings.
+        needs: what the caller must give: "draft" (a draft model).
+        options: values that this line fixes differently from the files' own defaults.
     """
 
     drafter: str
@@ -34,6 +38,8 @@ class Entry(NamedTuple):
     source: str
     tier: Literal["stable", "lab"]
     summary: str
+    needs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 METHODS = {
@@ -48,5 +54,17 @@ METHODS = {
         source="-",
         tier="stable",
         summary="plain autoregressive decoding: one token per forward pass",
+    ),
+    "prompt_lookup": Entry(
+        drafter="prompt_lookup",
+        tree="chain",
+        verifier="sample_match",
+        commit="prefix",
+        cache="dense",
+        level="L0",
+        reference="ar",
+        source="github.com/apoorvumang/prompt-lookup-decoding",
+        tier="stable",
+        summary="copies what followed the last occurrence of the current suffix in the row itself",
     ),
 }

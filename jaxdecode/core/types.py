@@ -1,7 +1,7 @@
 """Containers that travel through the loop. Plain pytrees: no functions with logic here.
 
 Dimension letters: B rows of the batch, L slots of the canvas, N nodes of a proposal, P longest
-path, V vocabulary, K kv heads, H layers, S cache slots, D hidden width.
+path, C child slots, V vocabulary, K kv heads, H layers, S cache slots, D hidden width.
 """
 
 import dataclasses
@@ -97,8 +97,24 @@ class Canvas:
 
 
 @pytree
+class SparseProbs:
+    """A law per node with at most J tokens; entries of probability 0 are padding.
+
+    Attributes:
+        tokens: token ids; those of positive probability are distinct within a node.
+        probs: their probabilities; they sum to 1 where a node has children.
+    """
+
+    tokens: Int[Array, "B N J"]
+    probs: Float[Array, "B N J"]
+
+
+@pytree
 class Proposal:
     """Draft tokens of one step as a tree. Node 0 is the pending token.
+
+    The order of nodes is the draft order: among siblings the smaller index was drafted first (its
+    rank is lower). Siblings may carry equal tokens: drafts drawn independently are a multiset.
 
     Attributes:
         tokens: token id per node.
@@ -106,6 +122,10 @@ class Proposal:
         depth: 0 at the root; a node's position is `length + depth`.
         valid: False for padding; a short draft is a mask, never a new shape.
         max_depth: static bound on depth; a path has at most max_depth + 1 nodes.
+        max_children: static bound on the children of all nodes that share one path; only rules
+            that read the draft law need it.
+        draft_probs: law the children of each node were drawn from; None if nothing was drawn.
+        probe: nodes that are scored but never committed; None if there are none.
     """
 
     tokens: Int[Array, "B N"]
@@ -113,6 +133,9 @@ class Proposal:
     depth: Int[Array, "B N"]
     valid: Bool[Array, "B N"]
     max_depth: int = static()
+    max_children: int = static(default=1)
+    draft_probs: Float[Array, "B N V"] | SparseProbs | None = None
+    probe: Bool[Array, "B N"] | None = None
 
 
 @pytree

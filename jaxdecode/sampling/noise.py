@@ -12,21 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-# Purposes: one independent stream each.
-TOKEN = 0
+# Purposes: one independent stream each. TOKEN noise decides what is emitted; a position is decided
+# once. Draft tokens of a position are drawn again in every step that proposes them, so DRAFT and
+# BLOCK noise is keyed by the position of the step's pending token, which no other step has.
+TOKEN, DRAFT, BLOCK = 0, 1, 2
 
 
-def row_key(seed: int, prompt: Sequence[int]) -> np.ndarray:
-    """The base key of a row, `[2]` uint32, from its seed and its prompt.
+def row_key(seed: int, prompt: Sequence[int], sample: int = 0) -> np.ndarray:
+    """The base key of a row, `[2]` uint32, from its seed, its prompt and the sample's number.
 
     The prompt is the row's identity: rows of one batch get independent noise although they share
     a seed, and a row keeps its noise wherever it runs. Equal prompts with equal seeds give equal
-    text; ask for different seeds to get different samples.
+    text; ask for several samples or different seeds to get different texts.
     """
-    identity = hashlib.blake2b(
-        int(seed).to_bytes(8, "little", signed=True) + np.asarray(prompt, "<i4").tobytes(),
-        digest_size=8,
-    ).digest()
+    text = int(seed).to_bytes(8, "little", signed=True) + np.asarray(prompt, "<i4").tobytes()
+    # Sample 0 is what a caller who asks for one gets.
+    salt = int(sample).to_bytes(8, "little") if sample else b""
+    identity = hashlib.blake2b(text, digest_size=8, salt=salt).digest()
     return np.frombuffer(identity, "<u4").astype(np.uint32)
 
 
@@ -34,7 +36,9 @@ def gumbel(
     key: UInt32[Array, "2"], position: Int[Array, ""], *, purpose: int, size: int
 ) -> Float[Array, "V"]:
     """Gumbel noise for the token at an absolute position of one row, float32."""
-    folded = jax.random.fold_in(
-        jax.random.fold_in(jax.random.wrap_key_data(key), position), purpose
-    )
-    return jax.random.gumbel(folded, (size,), jnp.float32)
+    return jax.random.gumbel(stream(key, position, purpose=purpose), (size,), jnp.float32)
+
+
+def stream(key: UInt32[Array, "2"], position: Int[Array, ""], *, purpose: int) -> Array:
+    """The JAX key of one row, position and purpose."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(key), position), purpose)

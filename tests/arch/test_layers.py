@@ -10,20 +10,23 @@ PACKAGE = Path(__file__).parents[2] / "jaxdecode"
 # A unit may import units of lower rank, and itself.
 RANKS = {
     "errors": 0,
+    "checks": 0.5,
     "paths": 0,
     "core": 1,
     "sampling": 2,
     "models": 3,
     "caches": 4,
+    "trees": 4,
     "drafters": 5,
     "verifiers": 5,
     "convert": 6,
     "options": 7,
     "engine": 7,
     "results": 8,
+    "resolve": 8,
     "api": 9,
-    "cli": 10,
-    "__main__": 11,
+    "cli": 11,
+    "__main__": 12,
 }
 FLAX_ONLY_IN = ("models/",)
 KERNELS_ONLY_IN = ("core/ops.py",)

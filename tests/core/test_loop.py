@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdecode import api, engine, options
+from jaxdecode import engine, options
 from jaxdecode.caches import dense
 from jaxdecode.core import loop
 from jaxdecode.core.protocols import Drafter, Method
@@ -18,6 +18,7 @@ from jaxdecode.verifiers import sample_match
 from tests import toys
 
 NEW = 24
+MATCH = sample_match.make(sample_match.Config())
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]]
 # A chain of three, with a wrong sibling in front of each node.
 PARENT = [-1, 0, 0, 2, 2, 4, 4]
@@ -35,8 +36,8 @@ def _scripted(script, shape, wrong) -> Method:
     script = np.frombuffer(script, np.int32).reshape(shape)
     parent, depth = np.asarray(PARENT), np.asarray(DEPTH)
 
-    def propose(params, state, request, canvas):
-        del params, request
+    def propose(weights, state, request, canvas, view):
+        del weights, request, view
         position = canvas.length[:, None] + depth[None]
         good = jnp.take_along_axis(jnp.asarray(script), position, axis=1)
         is_good = (np.arange(len(parent)) % 2 == 0) & (not wrong)
@@ -52,21 +53,18 @@ def _scripted(script, shape, wrong) -> Method:
         ), state
 
     drafter = Drafter(
-        init=lambda params, request, canvas: (),
+        init=lambda weights, request, canvas, view, memory: (),
         propose=propose,
-        update=lambda params, state, request, canvas, proposal, verdict, output: state,
+        update=lambda weights, state, request, canvas, proposal, verdict, output: state,
+        max_depth=int(depth.max()),
     )
-    return Method(drafter=drafter, verifier=sample_match.make(), cache=dense.CACHE)
+    return Method(drafter=drafter, verifier=MATCH, cache=dense.CACHE)
 
 
 def decode(lm, method, prompts=PROMPTS, **asked):
     chosen = options.Options(**({"max_new_tokens": NEW} | asked))
-    built = engine.Engine(
-        config=lm.config, target=lm.target, params=lm.params, method=method, kv_dtype=lm.kv_dtype
-    )
-    request = options.make_request(
-        chosen, prompts, [7] * len(prompts), batch=4, tokenizer=None, config=lm.config
-    )
+    built = toys.engine(lm, method)
+    request = toys.request(lm, chosen, prompts)
     (snapshot,) = engine.run(built, request, prompts, chosen.max_new_tokens, iter([1000]))
     rows = [snapshot.new_tokens(b, len(p)).tolist() for b, p in enumerate(prompts)]
     return rows, snapshot
@@ -74,7 +72,7 @@ def decode(lm, method, prompts=PROMPTS, **asked):
 
 def future(lm, **asked):
     """The canvas plain decoding ends with: what an oracle would propose."""
-    _, snapshot = decode(lm, api._method("ar"), **asked)
+    _, snapshot = decode(lm, toys.method(lm, "ar"), **asked)
     return snapshot.canvas.tokens
 
 
@@ -82,7 +80,7 @@ def future(lm, **asked):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_any_proposal_gives_the_tokens_of_plain_decoding(name, temperature):
     lm, law = toys.model(name), dict(temperature=temperature)
-    expected, plain = decode(lm, api._method("ar"), **law)
+    expected, plain = decode(lm, toys.method(lm, "ar"), **law)
     oracle, best = decode(lm, scripted(future(lm, **law)), **law)
     liar, worst = decode(lm, scripted(future(lm, **law), wrong=True), **law)
     assert oracle == expected == liar
@@ -98,15 +96,15 @@ def test_a_verifier_that_accepts_without_looking_is_caught():
     lm = toys.model()
     honest = scripted(future(lm), wrong=True)
 
-    def trusting(request, canvas, proposal, logits):
-        verdict = sample_match.make().verify(request, canvas, proposal, logits)
+    def trusting(weights, request, canvas, proposal, output):
+        verdict = MATCH.verify(weights, request, canvas, proposal, output)
         path = jnp.broadcast_to(jnp.array([0, 1, 3, 5]), verdict.path.shape)
         tokens = jnp.concatenate([proposal.tokens[:, 1::2], verdict.tokens[:, :1]], axis=1)
         accepted = jnp.full_like(verdict.num_accepted, 3)
         return dataclasses.replace(verdict, tokens=tokens, path=path, num_accepted=accepted)
 
     broken = honest._replace(verifier=honest.verifier._replace(verify=trusting))
-    assert decode(lm, broken)[0] != decode(lm, api._method("ar"))[0]
+    assert decode(lm, broken)[0] != decode(lm, toys.method(lm, "ar"))[0]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, NEW])
@@ -139,20 +137,12 @@ def test_nothing_is_written_past_a_stop_token_in_the_middle_of_a_path():
 def test_cache_after_a_run_is_that_of_a_fresh_pass():
     lm = toys.model("gemma")
     state = None
-    built = engine.Engine(
-        config=lm.config,
-        target=lm.target,
-        params=lm.params,
-        method=scripted(future(lm)),
-        kv_dtype=lm.kv_dtype,
-    )
+    built = toys.engine(lm, scripted(future(lm)))
     chosen = options.Options(max_new_tokens=NEW)
-    request = options.make_request(
-        chosen, PROMPTS, [7] * 3, batch=4, tokenizer=None, config=lm.config
-    )
+    request = toys.request(lm, chosen, PROMPTS)
     state = engine._prefilled(built, request, PROMPTS, NEW)
     state = loop.run(
-        lm.params, request, state, jnp.int32(100), target=lm.target, method=built.method
+        built.weights, request, state, jnp.int32(100), target=lm.target, method=built.method
     )
     canvas = jax.device_get(state.canvas)
     for b in range(3):
@@ -172,18 +162,10 @@ def test_cache_after_a_run_is_that_of_a_fresh_pass():
 def test_a_few_steps_at_a_time_is_the_same_run():
     lm = toys.model()
     chosen = options.Options(max_new_tokens=NEW, temperature=1.0)
-    built = engine.Engine(
-        config=lm.config,
-        target=lm.target,
-        params=lm.params,
-        method=api._method("ar"),
-        kv_dtype=lm.kv_dtype,
-    )
-    request = options.make_request(
-        chosen, PROMPTS, [7] * 3, batch=4, tokenizer=None, config=lm.config
-    )
+    built = toys.engine(lm, toys.method(lm, "ar"))
+    request = toys.request(lm, chosen, PROMPTS)
     pieces = list(engine.run(built, request, PROMPTS, NEW, iter([1, 2, 5, 100])))
-    whole, _ = decode(lm, api._method("ar"), temperature=1.0)
+    whole, _ = decode(lm, toys.method(lm, "ar"), temperature=1.0)
     assert [s.canvas.length[0] - pieces[0].canvas.length[0] for s in pieces] == [0, 2, 7, 23]
     assert [pieces[-1].new_tokens(b, len(p)).tolist() for b, p in enumerate(PROMPTS)] == whole
 
@@ -196,19 +178,11 @@ def test_the_loop_lowers_for_every_platform(platform, stacked):
     if stacked:
         params["layers"] = decoder.stack(params["layers"])
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    built = engine.Engine(
-        config=lm.config,
-        target=lm.target,
-        params=half,
-        method=api._method("ar"),
-        kv_dtype=jnp.bfloat16,
-    )
+    built = toys.engine(lm, toys.method(lm, "ar"), params=half, kv_dtype=jnp.bfloat16)
     chosen = options.Options(max_new_tokens=NEW, temperature=1.0, top_p=0.9)
-    request = options.make_request(
-        chosen, PROMPTS, [7] * 3, batch=4, tokenizer=None, config=lm.config
-    )
+    request = toys.request(lm, chosen, PROMPTS)
     state = engine._prefilled(built, request, PROMPTS, NEW)
     traced = loop.run.trace(
-        half, request, state, jnp.int32(1), target=lm.target, method=built.method
+        built.weights, request, state, jnp.int32(1), target=lm.target, method=built.method
     )
     assert "stablehlo.while" in traced.lower(lowering_platforms=(platform,)).as_text()

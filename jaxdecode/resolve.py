@@ -1,0 +1,134 @@
+"""From a method's name and options to the bundles that the loop runs."""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdecode.core.protocols import Method, Model, Models, Weights
+from jaxdecode.core.registry import METHODS, Entry
+from jaxdecode.errors import InputError, UnknownNameError, near_matches
+from jaxdecode.options import Options
+
+# Longest path of a proposal: longer drafts are never accepted whole in practice, and every slot of
+# them is reserved past each row's end.
+MAX_DEPTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A method with the configs of its drafter and verifier; hashable.
+
+    Attributes:
+        name: its registry key.
+        drafter: the drafter file's `Config`.
+        verifier: the verifier file's `Config`.
+    """
+
+    name: str
+    drafter: Any
+    verifier: Any
+
+    @property
+    def entry(self) -> Entry:
+        """The registry line."""
+        return METHODS[self.name]
+
+
+def entry_of(name: str) -> Entry:
+    """The registry line of a method; an unknown name is an error with near matches."""
+    if name not in METHODS:
+        names = sorted(METHODS)
+        raise UnknownNameError(
+            f"method {name!r} is not known.{near_matches(name, names)} Known: {', '.join(names)}."
+        )
+    return METHODS[name]
+
+
+def split(name: str, options: Mapping[str, Any]) -> tuple[Options, Choice]:
+    """Sorts keyword options into those of sampling and those of the method's parts.
+
+    Raises:
+        UnknownNameError: no such method.
+        InputError: an option that neither knows, or a value out of range.
+    """
+    entry = entry_of(name)
+    shared = {field.name for field in dataclasses.fields(Options)}
+    parts = {"drafter": _config("drafters", entry.drafter)}
+    parts["verifier"] = _config("verifiers", entry.verifier)
+    given: dict[str, dict[str, Any]] = {seat: {} for seat in parts}
+    fields = {seat: {f.name for f in dataclasses.fields(config)} for seat, config in parts.items()}
+    own = set().union(*fields.values())
+    for option, value in {**entry.options, **options}.items():
+        if option in shared:
+            continue
+        if option not in own:
+            fixed = f" Method {name!r} has {', '.join(sorted(own)) or 'no options of its own'}."
+            known = shared | own
+            raise InputError(
+                f"option {option!r} is not known.{near_matches(option, sorted(known))}{fixed}"
+            )
+        for seat in parts:
+            if option in fields[seat]:
+                given[seat][option] = tuple(value) if isinstance(value, list) else value
+    sampling = Options(**{key: value for key, value in options.items() if key in shared})
+    return sampling, Choice(name, **{seat: parts[seat](**given[seat]) for seat in parts})
+
+
+def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple[Method, Weights]:
+    """The method's bundles, and the parameters of target and drafter in the form they read.
+
+    Args:
+        choice: method and options.
+        models: target and draft model.
+        target: the target's parameters.
+        draft: the draft model's parameters, or None.
+    """
+    needs_draft = "draft" in choice.entry.needs
+    if needs_draft and models.draft is None:
+        raise InputError(
+            f"method {choice.name!r} needs a draft model: pass draft=jd.load(...), on the command "
+            "line --draft NAME_OR_PATH."
+        )
+    if models.draft is not None and not needs_draft:
+        takers = [name for name, entry in METHODS.items() if "draft" in entry.needs]
+        raise InputError(
+            f"method {choice.name!r} does not use a draft model; leave draft out, or use one of "
+            f"{', '.join(takers)}."
+        )
+    method = _method(choice, models)
+    weights = Weights(target=target, drafter=draft)
+    if method.drafter.prepare is not None:
+        weights = method.drafter.prepare(weights)
+    return method, weights
+
+
+@functools.lru_cache(maxsize=256)
+def _method(choice: Choice, models: Models) -> Method:
+    """The bundles of a choice; cached, because their identity keys compiled programs."""
+    entry = choice.entry
+    drafter = _module("drafters", entry.drafter).make(choice.drafter, models)
+    if drafter.max_depth > MAX_DEPTH:
+        raise InputError(
+            f"{choice.name!r} would draft {drafter.max_depth} tokens in a row, but a canvas has "
+            f"room for {MAX_DEPTH}; lower num_draft."
+        )
+    return Method(
+        drafter=drafter,
+        verifier=_module("verifiers", entry.verifier).make(choice.verifier),
+        cache=models.target.cache,
+    )
+
+
+def model_of(config: Any, target: Any, kv_dtype: Any, cache: str = "dense") -> Model:
+    """A language model bound to the cache file that keeps its keys and values."""
+    return Model(target, config, kv_dtype, _module("caches", cache).CACHE)
+
+
+def _config(folder: str, file: str) -> type:
+    return _module(folder, file).Config
+
+
+def _module(folder: str, file: str) -> Any:
+    return importlib.import_module(f"jaxdecode.{folder}.{file}")

@@ -1,0 +1,1 @@
+"""Shapes of proposals, and the one walk over them."""

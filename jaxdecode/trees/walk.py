@@ -1,0 +1,180 @@
+"""The one walk: down a proposal from its root, with an interchangeable node rule.
+
+At every node the rule gives the law of the next token from the target's law, the law the children
+were drawn from, and the children. One token is drawn from it with the noise of its position; if a
+child carries that token the walk goes on there, else it ends and the token is next_token. So what
+is emitted is always the rule's own draw, and descending is free: a rule whose law, averaged over
+the drafts, is the target's law makes every tree exact (induction on depth).
+
+Nodes with equal paths are one place of the walk: independent drafts that share a prefix need no
+merging, and stay the multiset that rules such as SpecTr's count on.
+
+A rule holds no coins: where papers accept with probability a and else draw from a residual, it
+returns a times the point mass plus (1 - a) times the residual. The law is the same, one draw
+replaces them all, and it can be checked by enumeration.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
+from jaxdecode.core.types import Canvas, Proposal, Request, Sampling, SparseProbs, Verdict
+from jaxdecode.errors import InputError
+from jaxdecode.sampling import noise, warp
+
+
+class Visit(NamedTuple):
+    """What a node rule sees.
+
+    Attributes:
+        scores: the target's warped scores: log-probabilities up to a constant.
+        greedy: the row's temperature is 0: its law is one-hot at the first maximum of `scores`.
+        draft_probs: law the children were drawn from; None if nothing was drawn.
+        tokens: the children's tokens in draft order; empty unless the rule reads children.
+        valid: which of them exist.
+        marks: the verifier's own number for each child; None unless it has some.
+    """
+
+    scores: Float[Array, "V"]
+    greedy: Bool[Array, ""]
+    draft_probs: Float[Array, "V"] | None
+    tokens: Int[Array, "C"]
+    valid: Bool[Array, "C"]
+    marks: Float[Array, "C"] | None
+
+    def target_probs(self) -> Float[Array, "V"]:
+        """The target's law as probabilities; one-hot for a greedy row."""
+        return probs_of(self.scores, self.greedy)
+
+
+# Scores of the next token's law: log-probabilities up to a constant.
+Rule = Callable[[Visit], Float[Array, "V"]]
+# One number per node, from what the target returned.
+Marks = Callable[[Weights, Request, Canvas, Proposal, TargetOutput], Float[Array, "B N"]]
+
+
+def probs_of(scores: Float[Array, "V"], greedy: Bool[Array, ""]) -> Float[Array, "V"]:
+    """Warped scores as probabilities; one-hot at the first maximum for a greedy row."""
+    sharp = jax.nn.one_hot(jnp.argmax(scores), scores.shape[0], dtype=jnp.float32)
+    return jnp.where(greedy, sharp, jax.nn.softmax(scores))
+
+
+def make(
+    rule: Rule,
+    *,
+    reads_children: bool = True,
+    reads_draft_law: bool = False,
+    marks: Marks | None = None,
+    taps: tuple[str, ...] = (),
+) -> Verifier:
+    """The verifier that walks with `rule`.
+
+    Args:
+        rule: law of the next token at a node.
+        reads_children: whether the rule looks at `tokens` and `valid`.
+        reads_draft_law: whether the rule needs drafts that record the law they were drawn from.
+        marks: numbers per node that the rule reads at the children.
+        taps: hidden states that `marks` reads.
+    """
+
+    def verify(
+        weights: Weights,
+        request: Request,
+        canvas: Canvas,
+        proposal: Proposal,
+        output: TargetOutput,
+    ) -> Verdict:
+        if reads_draft_law and proposal.draft_probs is None and proposal.max_depth > 0:
+            raise InputError(
+                "this verifier needs drafts that were drawn from a recorded law, but the drafter "
+                "proposes without one; use verifier sample_match."
+            )
+        number = None if marks is None else marks(weights, request, canvas, proposal, output)
+        num_children = proposal.max_children if reads_children else 0
+        bias = request.sampling.logit_bias
+        per_row = dataclasses.replace(request.sampling, logit_bias=None)
+
+        def walk_all(with_noise: bool) -> Verdict:
+            def row(key, sampling, *args):
+                sampling = dataclasses.replace(sampling, logit_bias=bias)
+                return _walk(rule, num_children, with_noise, key, sampling, *args)
+
+            args = (request.key, per_row, canvas, proposal, output.logits, number)
+            return jax.vmap(row)(*args)
+
+        # Noise over the vocabulary costs as much as several layers on a CPU: not drawn for nothing.
+        sampled = jnp.any(request.sampling.temperature >= warp.GREEDY_BELOW)
+        return jax.lax.cond(sampled, lambda: walk_all(True), lambda: walk_all(False))
+
+    return Verifier(verify=verify, taps=taps)
+
+
+def _walk(
+    rule: Rule,
+    num_children: int,
+    with_noise: bool,
+    key: Array,
+    sampling: Sampling,
+    canvas: Canvas,
+    proposal: Proposal,
+    logits: Float[Array, "N V"],
+    marks: Float[Array, "N"] | None,
+) -> Verdict:
+    greedy = sampling.temperature < warp.GREEDY_BELOW
+    candidate = proposal.valid if proposal.probe is None else proposal.valid & ~proposal.probe
+    seen = None
+    if sampling.repetition_penalty is not None:
+        seen = jnp.zeros(logits.shape[-1], bool).at[canvas.tokens].max(~canvas.open)
+
+    def visit(carry, depth):
+        here, alive, seen, num_accepted = carry  # here: the nodes whose path was walked
+        node = jnp.argmax(here)
+        row = logits[node]
+        child = candidate & (proposal.parent >= 0) & here[jnp.maximum(proposal.parent, 0)]
+        (slots,) = jnp.nonzero(child, size=num_children, fill_value=-1)
+        place = Visit(
+            scores=warp.warp(row, sampling, seen),
+            greedy=greedy,
+            draft_probs=_law_at(proposal, node, logits.shape[-1]),
+            tokens=proposal.tokens[slots],
+            valid=slots >= 0,
+            marks=None if marks is None else marks[slots],
+        )
+        scores = rule(place)
+        if with_noise:
+            position = canvas.length + depth + 1
+            gumbel = noise.gumbel(key, position, purpose=noise.TOKEN, size=row.shape[0])
+            scores = scores + jnp.where(greedy, 0.0, gumbel)
+        token = jnp.argmax(scores).astype(jnp.int32)
+        logprob = row[token] - jax.nn.logsumexp(row)
+        match = child & (proposal.tokens == token)
+        descend = alive & match.any()
+        if seen is not None:
+            seen = seen.at[token].set(True)
+        here = jnp.where(descend, match, here)
+        return (here, descend, seen, num_accepted + descend), (token, logprob, node)
+
+    root = jnp.arange(proposal.tokens.shape[0]) == 0
+    start = (root, jnp.bool_(True), seen, jnp.int32(0))
+    if proposal.max_depth == 0:
+        carry, out = visit(start, jnp.int32(0))
+        out = jax.tree.map(lambda x: x[None], out)
+    else:
+        depths = jnp.arange(proposal.max_depth + 1, dtype=jnp.int32)
+        carry, out = jax.lax.scan(visit, start, depths)
+    tokens, logprob, path = out
+    return Verdict(
+        tokens=tokens, logprob=logprob, path=path.astype(jnp.int32), num_accepted=carry[3]
+    )
+
+
+def _law_at(proposal: Proposal, node: Int[Array, ""], size: int) -> Float[Array, "V"] | None:
+    law = proposal.draft_probs
+    if isinstance(law, SparseProbs):
+        return jnp.zeros(size, jnp.float32).at[law.tokens[node]].add(law.probs[node])
+    return None if law is None else law[node]
