@@ -76,10 +76,10 @@ def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
 
 
 def select(rows: Rows, path: Int[Array, "B P"]) -> Rows:
-    """Keeps the rows of the path nodes, in path order."""
+    """The rows of the path nodes, in path order."""
 
     def take(new: Array, slots: int) -> Array:
-        if new.shape[slots] == 1:
+        if new.shape[slots] == path.shape[1] == 1:
             return new
         index = path[:, None, None, :] if slots == _KEY_SLOTS else path[:, None, :, None]
         return jnp.take_along_axis(new, index if new.ndim == 4 else index[None], axis=slots)
