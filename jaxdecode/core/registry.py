@@ -67,4 +67,16 @@ METHODS = {
         tier="stable",
         summary="copies what followed the last occurrence of the current suffix in the row itself",
     ),
+    "jacobi": Entry(
+        drafter="jacobi",
+        tree="chain",
+        verifier="sample_match",
+        commit="prefix",
+        cache="dense",
+        level="L0",
+        reference="ar",
+        source="arXiv:2305.10427",
+        tier="stable",
+        summary="guesses a window of tokens and corrects all of them in every forward pass",
+    ),
 }
