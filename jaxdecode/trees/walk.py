@@ -15,8 +15,9 @@ replaces them all, and it can be checked by enumeration.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,29 +90,50 @@ def make(
         proposal: Proposal,
         output: TargetOutput,
     ) -> Verdict:
-        if reads_draft_law and proposal.draft_probs is None and proposal.max_depth > 0:
-            raise InputError(
-                "this verifier needs drafts that were drawn from a recorded law, but the drafter "
-                "proposes without one; use verifier sample_match."
-            )
+        if reads_draft_law:
+            check_draft_law(proposal)
         number = None if marks is None else marks(weights, request, canvas, proposal, output)
         num_children = proposal.max_children if reads_children else 0
-        bias = request.sampling.logit_bias
-        per_row = dataclasses.replace(request.sampling, logit_bias=None)
-
-        def walk_all(with_noise: bool) -> Verdict:
-            def row(key, sampling, *args):
-                sampling = dataclasses.replace(sampling, logit_bias=bias)
-                return _walk(rule, num_children, with_noise, key, sampling, *args)
-
-            args = (request.key, per_row, canvas, proposal, output.logits, number)
-            return jax.vmap(row)(*args)
-
-        # Noise over the vocabulary costs as much as several layers on a CPU: not drawn for nothing.
-        sampled = jnp.any(request.sampling.temperature >= warp.GREEDY_BELOW)
-        return jax.lax.cond(sampled, lambda: walk_all(True), lambda: walk_all(False))
+        walk_row = functools.partial(_walk, rule, num_children)
+        return by_row(walk_row, request, canvas, proposal, output.logits, number)
 
     return Verifier(verify=verify, taps=taps)
+
+
+def check_draft_law(proposal: Proposal) -> None:
+    """Refuses drafts without the law that they were drawn from."""
+    if proposal.draft_probs is None and proposal.max_depth > 0:
+        raise InputError(
+            "this verifier needs drafts that were drawn from a recorded law, but the drafter "
+            "proposes without one; use verifier sample_match."
+        )
+
+
+def by_row(decide: Callable[..., Verdict], request: Request, *args: Any) -> Verdict:
+    """`decide(with_noise, key, sampling, *args)` of every row.
+
+    Noise over the vocabulary costs as much as several layers on a CPU: `with_noise` is False when
+    all rows are greedy.
+    """
+    bias = request.sampling.logit_bias
+    per_row = dataclasses.replace(request.sampling, logit_bias=None)
+
+    def all_rows(with_noise: bool) -> Verdict:
+        def row(key, sampling, *args):
+            sampling = dataclasses.replace(sampling, logit_bias=bias)
+            return decide(with_noise, key, sampling, *args)
+
+        return jax.vmap(row)(request.key, per_row, *args)
+
+    sampled = jnp.any(request.sampling.temperature >= warp.GREEDY_BELOW)
+    return jax.lax.cond(sampled, lambda: all_rows(True), lambda: all_rows(False))
+
+
+def seen_tokens(canvas: Canvas, sampling: Sampling, size: int) -> Bool[Array, "V"] | None:
+    """Tokens already in a row, for the repetition penalty; None without one."""
+    if sampling.repetition_penalty is None:
+        return None
+    return jnp.zeros(size, bool).at[canvas.tokens].max(~canvas.open)
 
 
 def _walk(
@@ -127,9 +149,8 @@ def _walk(
 ) -> Verdict:
     greedy = sampling.temperature < warp.GREEDY_BELOW
     candidate = proposal.valid if proposal.probe is None else proposal.valid & ~proposal.probe
-    seen = None
-    if sampling.repetition_penalty is not None:
-        seen = jnp.zeros(logits.shape[-1], bool).at[canvas.tokens].max(~canvas.open)
+    seen = seen_tokens(canvas, sampling, logits.shape[-1])
+    laws = proposal.draft_probs
 
     def visit(carry, depth):
         here, alive, seen, num_accepted = carry  # here: the nodes whose path was walked
@@ -140,7 +161,7 @@ def _walk(
         place = Visit(
             scores=warp.warp(row, sampling, seen),
             greedy=greedy,
-            draft_probs=_law_at(proposal, node, logits.shape[-1]),
+            draft_probs=None if laws is None else law_at(laws, node, logits.shape[-1]),
             tokens=proposal.tokens[slots],
             valid=slots >= 0,
             marks=None if marks is None else marks[slots],
@@ -173,8 +194,10 @@ def _walk(
     )
 
 
-def _law_at(proposal: Proposal, node: Int[Array, ""], size: int) -> Float[Array, "V"] | None:
-    law = proposal.draft_probs
-    if isinstance(law, SparseProbs):
-        return jnp.zeros(size, jnp.float32).at[law.tokens[node]].add(law.probs[node])
-    return None if law is None else law[node]
+def law_at(
+    laws: Float[Array, "N V"] | SparseProbs, node: Int[Array, ""], size: int
+) -> Float[Array, "V"]:
+    """The law that the children of a node were drawn from; one row."""
+    if isinstance(laws, SparseProbs):
+        return jnp.zeros(size, jnp.float32).at[laws.tokens[node]].add(laws.probs[node])
+    return laws[node]
