@@ -104,26 +104,27 @@ def full_logits(lm: api.LanguageModel, tokens, taps=()):
     return np.asarray(logits[0, :size]), {name: np.asarray(hidden[name][0, :size]) for name in taps}
 
 
+def causal(num_rows: int, num_new: int) -> MaskProgram:
+    """Mask of one prompt of `num_new` tokens in `num_rows` rows."""
+    return MaskProgram(
+        cached=jnp.zeros(1, jnp.int32),
+        positions=jnp.arange(num_rows, dtype=jnp.int32)[None],
+        num_new=jnp.full(1, num_new, jnp.int32),
+    )
+
+
 def rows_of(lm: api.LanguageModel, tokens):
     """Logits and the keys and values of every token from a single pass."""
     size = len(tokens)
     row = np.zeros((1, -(-size // 64) * 64), np.int32)
     row[0, :size] = tokens
-    program = MaskProgram(
-        cached=jnp.zeros(1, jnp.int32),
-        positions=jnp.arange(row.shape[1], dtype=jnp.int32)[None],
-        num_new=jnp.full(1, size, jnp.int32),
-    )
+    program = causal(row.shape[1], size)
     output = lm.target.forward(lm.params, jnp.asarray(row), program, None)
     return lm.target.logits(lm.params, output.hidden)[0, :size], output.rows
 
 
 @functools.partial(jax.jit, static_argnames=("target", "taps"))
 def _teacher_forced(params, row, size, *, target, taps):
-    program = MaskProgram(
-        cached=jnp.zeros(1, jnp.int32),
-        positions=jnp.arange(row.shape[1], dtype=jnp.int32)[None],
-        num_new=jnp.full(1, size, jnp.int32),
-    )
+    program = causal(row.shape[1], size)
     output = target.forward(params, row, program, None, taps)
     return target.logits(params, output.hidden), output.taps

@@ -17,7 +17,7 @@ from jaxdecode.core import ops
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows, Target, TargetOutput
 from jaxdecode.errors import InputError
-from jaxdecode.models import rope
+from jaxdecode.models import layout, rope
 from jaxdecode.models.config import ModelConfig, param_shapes
 from jaxdecode.models.layers import Block, RMSNorm
 
@@ -76,9 +76,10 @@ def nest(config: ModelConfig, flat: Mapping[str, Any]) -> Params:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """The inverse of `nest`; stacked layers are taken apart."""
-    layers = params["layers"]
-    tree = params | {"layers": layers if isinstance(layers, Sequence) else unstack(layers)}
+    """The inverse of `nest`; stacked layers are taken apart, copies of kernels left out."""
+    plain = layout.without_copies(params)
+    layers = plain["layers"]
+    tree = plain | {"layers": layers if isinstance(layers, Sequence) else unstack(layers)}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         ".".join(str(getattr(entry, "key", getattr(entry, "idx", None))) for entry in path): leaf

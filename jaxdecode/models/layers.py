@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdecode.core import ops
 from jaxdecode.core.masks import MaskProgram
+from jaxdecode.models import layout
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.rope import rotate
 
@@ -37,6 +38,13 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
 
+def _copy_for(module: nn.Module, x: Array, name: str, default: Any) -> Any:
+    """The named copy of a kernel if there is one and x has the number of rows it is made for."""
+    fits = (x.size == x.shape[-1]) == (name == layout.ONE_ROW)
+    has_copy = fits and module.has_variable("params", name)
+    return module.get_variable("params", name) if has_copy else default
+
+
 class Linear(nn.Module):
     """Product with a `[in, *features]` kernel; the result is float32, whatever x is."""
 
@@ -48,6 +56,7 @@ class Linear(nn.Module):
         width = x.shape[-1]
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0)
         kernel = self.param("kernel", init, (width, *self.features))
+        kernel = _copy_for(self, x, layout.ONE_ROW, kernel)
         out = ops.linear(x, kernel.reshape(width, -1)).reshape(*x.shape[:-1], *self.features)
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, self.features).astype(out.dtype)
@@ -64,7 +73,11 @@ class OutputLinear(nn.Module):
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
         kernel = self.param("kernel", init, (self.features, x.shape[-1]))
-        out = ops.linear_transposed(x, kernel)
+        many_rows = _copy_for(self, x, layout.MANY_ROWS, None)
+        if many_rows is not None:
+            out = ops.linear(x, many_rows)
+        else:
+            out = ops.linear_transposed(x, _copy_for(self, x, layout.ONE_ROW, kernel))
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(out.dtype)
         return out
