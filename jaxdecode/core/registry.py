@@ -79,4 +79,16 @@ METHODS = {
         tier="stable",
         summary="guesses a window of tokens and corrects all of them in every forward pass",
     ),
+    "token_recycling": Entry(
+        drafter="token_recycling",
+        tree="static",
+        verifier="sample_match",
+        commit="prefix",
+        cache="dense",
+        level="L0",
+        reference="ar",
+        source="arXiv:2408.08696",
+        tier="stable",
+        summary="a tree of the followers that the target last scored highest after each token",
+    ),
 }
