@@ -101,6 +101,8 @@ def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple
     weights = Weights(target=target, drafter=draft)
     if method.drafter.prepare is not None:
         weights = method.drafter.prepare(weights)
+    if method.verifier.prepare is not None:
+        weights = method.verifier.prepare(weights)
     return method, weights
 
 

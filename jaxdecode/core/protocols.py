@@ -130,10 +130,16 @@ class Verifier(NamedTuple):
     """Who checks, and with what law.
 
     verify: (weights, request, canvas, proposal, output) -> Verdict; output.logits are given
-    taps:   hidden states the target must return
+    outcomes: (scores [N, V], greedy, proposal, marks) -> [N, V]; the same decision as exact
+             probabilities, for proofs: of one row with given drafts, how likely the last accepted
+             node is n and the next token v. Scores are warped; marks [N] are the verifier's own.
+    prepare: (weights) -> weights; once, when the method is made: loads the verifier's own
+    taps:    hidden states the target must return
     """
 
     verify: Callable[..., Any]
+    outcomes: Callable[..., Any] | None = None
+    prepare: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
 
 

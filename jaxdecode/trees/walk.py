@@ -97,7 +97,11 @@ def make(
         walk_row = functools.partial(_walk, rule, num_children)
         return by_row(walk_row, request, canvas, proposal, output.logits, number)
 
-    return Verifier(verify=verify, taps=taps)
+    def outcomes(scores, greedy, proposal, marks):
+        num_children = proposal.max_children if reads_children else 0
+        return _outcomes(rule, num_children, scores, greedy, proposal, marks)
+
+    return Verifier(verify=verify, outcomes=outcomes, taps=taps)
 
 
 def check_draft_law(proposal: Proposal) -> None:
@@ -148,25 +152,16 @@ def _walk(
     marks: Float[Array, "N"] | None,
 ) -> Verdict:
     greedy = sampling.temperature < warp.GREEDY_BELOW
-    candidate = proposal.valid if proposal.probe is None else proposal.valid & ~proposal.probe
+    candidate = _candidates(proposal)
     seen = seen_tokens(canvas, sampling, logits.shape[-1])
-    laws = proposal.draft_probs
 
     def visit(carry, depth):
         here, alive, seen, num_accepted = carry  # here: the nodes whose path was walked
         node = jnp.argmax(here)
         row = logits[node]
-        child = candidate & (proposal.parent >= 0) & here[jnp.maximum(proposal.parent, 0)]
-        (slots,) = jnp.nonzero(child, size=num_children, fill_value=-1)
-        place = Visit(
-            scores=warp.warp(row, sampling, seen),
-            greedy=greedy,
-            draft_probs=None if laws is None else law_at(laws, node, logits.shape[-1]),
-            tokens=proposal.tokens[slots],
-            valid=slots >= 0,
-            marks=None if marks is None else marks[slots],
-        )
-        scores = rule(place)
+        child = candidate & _below(proposal, here)
+        scores = warp.warp(row, sampling, seen)
+        scores = rule(_visit(num_children, scores, greedy, proposal, marks, node, child))
         if with_noise:
             position = canvas.length + depth + 1
             gumbel = noise.gumbel(key, position, purpose=noise.TOKEN, size=row.shape[0])
@@ -191,6 +186,64 @@ def _walk(
     tokens, logprob, path = out
     return Verdict(
         tokens=tokens, logprob=logprob, path=path.astype(jnp.int32), num_accepted=carry[3]
+    )
+
+
+def _outcomes(
+    rule: Rule,
+    num_children: int,
+    scores: Float[Array, "N V"],
+    greedy: Bool[Array, ""],
+    proposal: Proposal,
+    marks: Float[Array, "N"] | None,
+) -> Float[Array, "N V"]:
+    """Chance that the walk ends at node n with next token v; of nodes with equal paths, the first."""
+    num_nodes, size = scores.shape
+    candidate = _candidates(proposal)
+    equal = proposal.tokens[:, None] == proposal.tokens
+
+    def visit(carry, node):
+        reach, same = carry  # chance to get to a node; [n, m]: they have equal paths
+        first = jnp.argmax(same[node]) == node
+        child = candidate & _below(proposal, same[node]) & first
+        visited = _visit(num_children, scores[node], greedy, proposal, marks, node, child)
+        law = probs_of(rule(visited), greedy) * jnp.where(first, reach[node], 0.0)
+        reach = jnp.where(child, law[proposal.tokens], reach)
+        same = same | (child[:, None] & child & equal)
+        # Entries past the vocabulary are dropped.
+        goes_on = jnp.where(child, proposal.tokens, size)
+        return (reach, same), law.at[goes_on].set(0.0, mode="drop")
+
+    start = (jnp.zeros(num_nodes).at[0].set(1.0), jnp.eye(num_nodes, dtype=bool))
+    return jax.lax.scan(visit, start, jnp.arange(num_nodes))[1]
+
+
+def _candidates(proposal: Proposal) -> Bool[Array, "N"]:
+    return proposal.valid if proposal.probe is None else proposal.valid & ~proposal.probe
+
+
+def _below(proposal: Proposal, here: Bool[Array, "N"]) -> Bool[Array, "N"]:
+    return (proposal.parent >= 0) & here[jnp.maximum(proposal.parent, 0)]
+
+
+def _visit(
+    num_children: int,
+    scores: Float[Array, "V"],
+    greedy: Bool[Array, ""],
+    proposal: Proposal,
+    marks: Float[Array, "N"] | None,
+    node: Int[Array, ""],
+    child: Bool[Array, "N"],
+) -> Visit:
+    (slots,) = jnp.nonzero(child, size=num_children, fill_value=-1)
+    laws = proposal.draft_probs
+    return Visit(
+        scores=scores,
+        greedy=greedy,
+        draft_probs=None if laws is None else law_at(laws, node, scores.shape[0]),
+        tokens=proposal.tokens[slots],
+        valid=slots >= 0,
+        marks=None if marks is None else marks[slots],
     )
 
 

@@ -34,7 +34,7 @@ class Config:
 def make(config: Config) -> Verifier:
     """The verifier."""
     del config
-    return Verifier(verify=_verify)
+    return Verifier(verify=_verify, outcomes=_outcomes)
 
 
 def laws(
@@ -85,6 +85,25 @@ def _verify(weights, request, canvas, proposal, output):
     return walk.by_row(_decide, request, canvas, proposal, output.logits)
 
 
+def _outcomes(scores, greedy, proposal, marks):
+    del marks
+    length_law, next_law = _laws_of(scores, greedy, proposal)
+    return length_law[:, None] * next_law
+
+
+def _laws_of(
+    scores: Float[Array, "N V"], greedy: Bool[Array, ""], proposal: Proposal
+) -> tuple[Float[Array, "N"], Float[Array, "N V"]]:
+    """`laws` of one row's proposal from warped scores."""
+    num_nodes, size = scores.shape
+    target = jax.vmap(walk.probs_of, in_axes=(0, None))(scores, greedy)
+    drawn_from = proposal.draft_probs
+    if drawn_from is None:
+        return jnp.ones(1), target
+    draft = jax.vmap(lambda node: walk.law_at(drawn_from, node, size))(jnp.arange(num_nodes))
+    return laws(target, draft, proposal.tokens, proposal.valid)
+
+
 def _decide(
     with_noise: bool,
     key: Array,
@@ -101,13 +120,7 @@ def _decide(
         on_path = jax.nn.one_hot(proposal.tokens, size, dtype=jnp.int32).cumsum(0) > 0
         seen = seen | on_path
     warped = jax.vmap(warp.warp, in_axes=(0, None, None if seen is None else 0))
-    target = jax.vmap(walk.probs_of, in_axes=(0, None))(warped(logits, sampling, seen), greedy)
-    drawn_from = proposal.draft_probs
-    if drawn_from is not None:
-        draft = jax.vmap(lambda node: walk.law_at(drawn_from, node, size))(index)
-        length_law, next_law = laws(target, draft, proposal.tokens, proposal.valid)
-    else:
-        length_law, next_law = jnp.ones(1), target
+    length_law, next_law = _laws_of(warped(logits, sampling, seen), greedy, proposal)
 
     # The pending token's position belongs to this step alone: no other step reads its BLOCK noise.
     length_scores = jnp.log(length_law)

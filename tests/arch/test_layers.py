@@ -25,6 +25,7 @@ RANKS = {
     "results": 8,
     "resolve": 8,
     "api": 9,
+    "evals": 10,
     "cli": 11,
     "__main__": 12,
 }

@@ -24,6 +24,8 @@ SIGNATURES = {
     ],
     (Drafter, "remember"): ["state"],
     (Verifier, "verify"): ["weights", "request", "canvas", "proposal", "output"],
+    (Verifier, "outcomes"): ["scores", "greedy", "proposal", "marks"],
+    (Verifier, "prepare"): ["weights"],
     (Cache, "init"): ["config", "batch", "slots", "dtype"],
     (Cache, "read"): ["state"],
     (Cache, "write"): ["state", "rows", "start"],

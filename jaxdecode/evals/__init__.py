@@ -1,0 +1,1 @@
+"""Measurements and proofs: what methods emit, and with what law."""
