@@ -197,7 +197,7 @@ def _outcomes(
     proposal: Proposal,
     marks: Float[Array, "N"] | None,
 ) -> Float[Array, "N V"]:
-    """Chance that the walk ends at node n with next token v; of nodes with equal paths, the first."""
+    """Chance that the walk ends at node n, the first of its path, with next token v."""
     num_nodes, size = scores.shape
     candidate = _candidates(proposal)
     equal = proposal.tokens[:, None] == proposal.tokens
