@@ -166,7 +166,7 @@ def generate(
         prompts: text, token ids, `{"messages": [...]}`, ... or a list of these.
         method: name from `methods()`.
         draft: the draft model of methods that need one.
-        n: samples per prompt; results list them prompt by prompt.
+        n: samples per prompt; results list them prompt by prompt. Sample 0 is what n=1 gives.
         batch_size: rows decoded at once; longer lists run batch after batch.
         progress: called with the number of new tokens after every few steps.
         **options: fields of `jaxdecode.options.Options` (max_new_tokens, temperature, top_k,
@@ -224,7 +224,12 @@ def stream(
         raise InputError("streaming gives text, but this checkpoint has no tokenizer.")
     chosen, choice = resolve.split(method, options)
     tokens = tokenize(prompt, lm.tokenizer, lm.config)
-    return _stream(lm, tokens, _engine(lm, choice, draft), chosen, on_finish)
+    engine = _engine(lm, choice, draft)
+    if engine.method.drafter.outputs is not None:
+        raise InputError(
+            f"method {method!r} knows its texts only at the end, so it cannot stream; use generate."
+        )
+    return _stream(lm, tokens, engine, chosen, on_finish)
 
 
 def _stream(lm, tokens, engine, options, on_finish) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdecode.core import loop, prefill
 from jaxdecode.core.protocols import Method, Model, Weights
-from jaxdecode.core.types import Canvas, DecodeState, Request, Stats
+from jaxdecode.core.types import Canvas, DecodeState, Outputs, Request, Stats
 from jaxdecode.models.config import ModelConfig
 
 # Rows a step may write past a row's end: paths of up to so many nodes fit without another bucket.
@@ -52,11 +52,13 @@ class Snapshot:
         canvas: arrays of `Canvas` as NumPy.
         stats: arrays of `Stats` as NumPy.
         seconds: wall time since the batch began, prefill and compilation included.
+        outputs: once all rows are done: the texts of a method that writes several per row.
     """
 
     canvas: Canvas
     stats: Stats
     seconds: float
+    outputs: Outputs | None = None
 
     def new_tokens(self, row: int, start: int) -> np.ndarray:
         """Tokens decided from slot `start` on."""
@@ -124,9 +126,12 @@ def run(
         )
         canvas, stats = jax.device_get((state.canvas, state.stats))
         if canvas.done.all():
-            if engine.method.drafter.remember is not None:
-                engine.memory = engine.method.drafter.remember(state.drafter)
-            yield Snapshot(canvas, stats, time.perf_counter() - begin)
+            drafter, outputs = engine.method.drafter, None
+            if drafter.remember is not None:
+                engine.memory = drafter.remember(state.drafter)
+            if drafter.outputs is not None:
+                outputs = jax.device_get(drafter.outputs(state.drafter))
+            yield Snapshot(canvas, stats, time.perf_counter() - begin, outputs)
             return
         yield Snapshot(canvas, stats, time.perf_counter() - begin)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from jaxdecode.core.protocols import Method, Model, Models, Weights
@@ -73,7 +73,21 @@ def split(name: str, options: Mapping[str, Any]) -> tuple[Options, Choice]:
             if option in fields[seat]:
                 given[seat][option] = tuple(value) if isinstance(value, list) else value
     sampling = Options(**{key: value for key, value in options.items() if key in shared})
+    _refuse(name, entry, sampling)
     return sampling, Choice(name, **{seat: parts[seat](**given[seat]) for seat in parts})
+
+
+def _refuse(name: str, entry: Entry, asked: Options) -> None:
+    """An error for every option that the method cannot honour."""
+    default = Options()
+    for field in entry.refuses:
+        value = getattr(asked, field)
+        is_empty = isinstance(value, Sized) and not len(value)
+        if value != getattr(default, field) and not is_empty:
+            raise InputError(
+                f"method {name!r} cannot honour {field}={value!r}; leave {field} out, or use "
+                "another method."
+            )
 
 
 def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple[Method, Weights]:

@@ -32,8 +32,26 @@ class RowStats:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One of several texts that a method wrote for a row.
+
+    Attributes:
+        text: decoded new tokens; None without a tokenizer.
+        tokens: new token ids, including the token that ended the text.
+        logprobs: log-probability of each new token under the model.
+    """
+
+    text: str | None
+    tokens: list[int]
+    logprobs: list[float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What `generate` returns; every list has one entry per prompt, in order.
+    """What `generate` returns.
+
+    Every list has one entry per row: the n samples of the first prompt, then those of the second,
+    and so on. Sample 0 is what a caller who asks for one sample gets.
 
     Attributes:
         texts: decoded new tokens, cut before a stop string; None without a tokenizer.
@@ -42,6 +60,8 @@ class Generation:
         finish_reasons: "stop" (stop token), "stop_string" or "length".
         stats: counters and times.
         steps: step of the loop at which each new token was committed.
+        alternatives: all texts of a row, best first, of methods that write several at once; the
+            other fields then tell of the best. Empty for every other method.
     """
 
     texts: list[str | None]
@@ -50,6 +70,7 @@ class Generation:
     finish_reasons: list[str]
     stats: list[RowStats]
     steps: list[list[int]]
+    alternatives: list[list[Alternative]]
 
 
 def collect(rows: Sequence[tuple]) -> Generation:
@@ -65,6 +86,11 @@ def row_result(
     """One row's fields of `Generation`, in order; its new tokens begin at slot `start`."""
     tokens = snapshot.new_tokens(row, start).tolist()
     end = start + len(tokens)
+    logprobs = snapshot.canvas.logprob[row, start:end].tolist()
+    alternatives = _alternatives(tokenizer, snapshot, row, start)
+    if alternatives:
+        tokens, logprobs = alternatives[0].tokens, alternatives[0].logprobs
+        end = start + len(tokens)
     text = None
     if tokenizer is not None:
         text = cut_text(tokenizer.decode(tokens), options.stop)
@@ -80,8 +106,25 @@ def row_result(
     return (
         text,
         tokens,
-        snapshot.canvas.logprob[row, start:end].tolist(),
+        logprobs,
         FINISH_REASONS[int(snapshot.canvas.finish[row])],
         stats,
         snapshot.canvas.commit_step[row, start:end].tolist(),
+        alternatives,
     )
+
+
+def _alternatives(
+    tokenizer: Tokenizer | None, snapshot: Snapshot, row: int, start: int
+) -> list[Alternative]:
+    """The texts of a row of a method that writes several, best first."""
+    if snapshot.outputs is None:
+        return []
+    outputs, found = snapshot.outputs, []
+    for k, end in enumerate(outputs.length[row].tolist()):
+        if end:
+            tokens = outputs.tokens[row, k, start:end].tolist()
+            text = None if tokenizer is None else tokenizer.decode(tokens)
+            logprobs = outputs.logprob[row, k, start:end].tolist()
+            found.append(Alternative(text=text, tokens=tokens, logprobs=logprobs))
+    return found

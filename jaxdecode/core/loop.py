@@ -67,7 +67,8 @@ def step(
             cached=canvas.length, parent=part.parent, depth=part.depth, valid=part.valid
         )
         taps = tuple(dict.fromkeys(method.drafter.taps + method.verifier.taps))
-        output = target.forward(weights.target, part.tokens, program, view, taps)
+        entering = part.tokens if part.superposed is None else part.superposed.blend
+        output = target.forward(weights.target, entering, program, view, taps)
         output = dataclasses.replace(output, logits=target.logits(weights.target, output.hidden))
         verdict = method.verifier.verify(weights, request, canvas, part, output)
         committed = commit(request, canvas, verdict, state.step)

@@ -52,7 +52,8 @@ class TargetOutput:
 class Target(NamedTuple):
     """A language model as pure functions: the target, or a draft model.
 
-    forward: (params, tokens [B, T], mask program, cached rows or None, taps) -> TargetOutput
+    forward: (params, tokens [B, T] or Blend, mask program, cached rows or None, taps)
+             -> TargetOutput
     logits:  (params, hidden [..., D]) -> float32 scores [..., V]
     """
 
@@ -108,6 +109,7 @@ class Drafter(NamedTuple):
              committed one, output.logits are those of the proposal's nodes
     remember: (state) -> memory for the next batch's init; None if nothing outlives a batch.
              Only drafters that cannot change what is emitted (L0) may have one.
+    outputs: (state) -> Outputs; only of drafters that carry several texts of a row
     taps:    hidden states the target must return
     widths:  numbers of nodes the target forward is compiled for; the loop takes the smallest that
              holds every valid node of the step. Empty: always all nodes.
@@ -121,6 +123,7 @@ class Drafter(NamedTuple):
     update: Callable[..., Any]
     prepare: Callable[..., Any] | None = None
     remember: Callable[..., Any] | None = None
+    outputs: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()
     max_depth: int = 0

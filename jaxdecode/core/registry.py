@@ -26,6 +26,9 @@ class Entry(NamedTuple):
         summary: one line for listings.
         needs: what the caller must give: "draft" (a draft model).
         options: values that this line fixes differently from the files' own defaults.
+        refuses: fields of `Options` that must keep their default: the method cannot honour them.
+        policy: file in `search/` that calls the loop segment by segment; the seats are then how
+            the target writes its own segments.
     """
 
     drafter: str
@@ -40,6 +43,8 @@ class Entry(NamedTuple):
     summary: str
     needs: tuple[str, ...] = ()
     options: Mapping[str, Any] = MappingProxyType({})
+    refuses: tuple[str, ...] = ()
+    policy: str | None = None
 
 
 METHODS = {
@@ -90,5 +95,18 @@ METHODS = {
         source="arXiv:2408.08696",
         tier="stable",
         summary="a tree of the followers that the target last scored highest after each token",
+    ),
+    "superposed": Entry(
+        drafter="superposed",
+        tree="root",
+        verifier="superposed",
+        commit="prefix",
+        cache="dense",
+        level="L3",
+        reference="ar",
+        source="arXiv:2405.18400",
+        tier="lab",
+        summary="several texts of a prompt from one forward pass per token",
+        refuses=("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"),
     ),
 }

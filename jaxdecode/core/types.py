@@ -110,6 +110,36 @@ class SparseProbs:
 
 
 @pytree
+class Blend:
+    """Input rows that are weighted sums of token embeddings, in place of tokens.
+
+    Attributes:
+        tokens: the tokens of each sum.
+        weights: their weights; they sum to 1 over the last axis.
+    """
+
+    tokens: Int[Array, "B T k"]
+    weights: Float[Array, "B T k"]
+
+
+@pytree
+class Superposition:
+    """k hypotheses that go through the target as one, and what it takes to extend them.
+
+    Attributes:
+        blend: what enters the target at each node.
+        scores: log score of each hypothesis; -inf where there is none.
+        ended: log scores of the k best texts that are finished; -inf where there is none.
+        prior: law of each hypothesis' next token that is mixed with the target's; None without.
+    """
+
+    blend: Blend
+    scores: Float[Array, "B N k"]
+    ended: Float[Array, "B N k"]
+    prior: Float[Array, "B N k V"] | None = None
+
+
+@pytree
 class Proposal:
     """Draft tokens of one step as a tree. Node 0 is the pending token.
 
@@ -126,6 +156,8 @@ class Proposal:
             that read the draft law need it.
         draft_probs: law the children of each node were drawn from; None if nothing was drawn.
         probe: nodes that are scored but never committed; None if there are none.
+        superposed: hypotheses that share the nodes; their blend enters the target instead of
+            `tokens`. None for drafts of one text.
     """
 
     tokens: Int[Array, "B N"]
@@ -136,6 +168,7 @@ class Proposal:
     max_children: int = static(default=1)
     draft_probs: Float[Array, "B N V"] | SparseProbs | None = None
     probe: Bool[Array, "B N"] | None = None
+    superposed: Superposition | None = None
 
 
 @pytree
@@ -153,6 +186,21 @@ class Verdict:
     logprob: Float[Array, "B P"]
     path: Int[Array, "B P"]
     num_accepted: Int[Array, "B"]
+
+
+@pytree
+class Outputs:
+    """The k texts of a row of a method that writes several at once, best first.
+
+    Attributes:
+        tokens: slots of each text, the prompt included.
+        logprob: log-probability of each new token under the target, before the warp.
+        length: slots in use; 0 where there is no text.
+    """
+
+    tokens: Int[Array, "B k L"]
+    logprob: Float[Array, "B k L"]
+    length: Int[Array, "B k"]
 
 
 @pytree

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxdecode.core import ops
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows, Target, TargetOutput
+from jaxdecode.core.types import Blend
 from jaxdecode.errors import InputError
 from jaxdecode.models import layout, rope
 from jaxdecode.models.config import ModelConfig, param_shapes
@@ -113,12 +114,12 @@ def _forward(
     config: ModelConfig,
     block: Block,
     params: Params,
-    tokens: Int[Array, "B T"],
+    tokens: Int[Array, "B T"] | Blend,
     mask: MaskProgram,
     cached: Rows | None,
     taps: tuple[str, ...],
 ) -> TargetOutput:
-    x = ops.embed(params["embed"]["embedding"], tokens)
+    x = _embed(params["embed"]["embedding"], tokens)
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)
     run = _run_list if isinstance(params["layers"], Sequence) else _run_scan
@@ -129,6 +130,13 @@ def _forward(
     hidden: Any = _norm(config).apply({"params": params["final_norm"]}, x)
     seen |= {f"layer.{i}": tap for i, tap in layer_taps.items()} | {"final": hidden}
     return TargetOutput(hidden=hidden, rows=rows, taps={name: seen[name] for name in taps})
+
+
+def _embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"] | Blend) -> Float[Array, "B T D"]:
+    if not isinstance(tokens, Blend):
+        return ops.embed(table, tokens)
+    rows = ops.embed(table, tokens.tokens).astype(jnp.float32)
+    return (rows * tokens.weights[..., None]).sum(-2).astype(table.dtype)
 
 
 def _tapped_layers(config: ModelConfig, taps: tuple[str, ...]) -> tuple[int, ...]:
