@@ -12,6 +12,7 @@ from tyro.conf import subcommand
 import jaxdecode
 from jaxdecode.cli.common import note
 from jaxdecode.cli.convert import Convert
+from jaxdecode.cli.exactness import Exactness
 from jaxdecode.cli.generate import Generate
 from jaxdecode.cli.inspect import Inspect
 from jaxdecode.cli.methods import Methods
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Methods, subcommand("methods")]
+    | Annotated[Exactness, subcommand("exactness")]
 )
 
 USAGE_ERROR = 2

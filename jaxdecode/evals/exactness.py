@@ -1,0 +1,229 @@
+"""Proofs of what the registry promises: every line by enumeration and by a test of its samples.
+
+Two proofs per line, and a control for each. Enumeration: the exact law of what the line's verifier
+emits, summed over every draft that can be drawn, against the target's law. Chi-square: the joint
+law of several tokens from the compiled loop, with the line's own drafter. The control is a broken
+twin: the same line with a verifier that is wrong on purpose, which both proofs must reject.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdecode import resolve
+from jaxdecode.core.protocols import Method
+from jaxdecode.core.registry import METHODS
+from jaxdecode.errors import InputError
+from jaxdecode.evals import enumeration, sampled, toys
+from jaxdecode.trees import walk
+
+MAX_VARIATION = 1e-6
+MIN_P = 1e-4
+# Twins are far from exact: few samples convict them.
+TWIN_SAMPLES = 100_000
+BLIND_TRUST = 0.25
+DRAFT_BLEND = 0.06
+# Options of drafters and verifiers that make a line small, by name; a line gets those it has.
+SMALL: dict[str, Any] = {"num_draft": 3}
+# Trees that are enumerated, by how a verifier wants drafts drawn. Verifiers that read no draft law
+# are exact for any drafts, so theirs are the likeliest tokens.
+DRAWN = {
+    "with_replacement": (enumeration.chains(1, 3), enumeration.chains(2, 2)),
+    "without_replacement": (
+        enumeration.without_replacement((1, 1, 1)),
+        enumeration.without_replacement((2, 2)),
+    ),
+    "likeliest_and_one": (
+        enumeration.likeliest_and_one((1, 1, 1)),
+        enumeration.likeliest_and_one((2, 2)),
+    ),
+    "chain": (enumeration.chains(1, 3),),
+    "any": (enumeration.likeliest((2, 2, 1)), enumeration.likeliest((1, 1, 1))),
+    "none": (enumeration.likeliest(()),),
+}
+# What verifiers want, where they have no `draws` option that says it.
+DRAWS = {"kseq": "with_replacement", "greedy_multi_draft": "likeliest_and_one", "block": "chain"}
+# Options with which a heuristic verifier is exact.
+STRICT: dict[str, dict[str, Any]] = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was found about one registry line.
+
+    Attributes:
+        method: registry key.
+        level: what the line promises.
+        variation: largest total variation by enumeration; None where nothing can be enumerated.
+        p_value: of the chi-square test.
+        twin_variation: the same for the broken twin.
+        twin_p_value: the same for the broken twin.
+        samples: rows decoded.
+        accepted: draft tokens accepted per step.
+        default_variation: of a line that is not exact by design, at its own defaults: total
+            variation of its samples less what finite samples show; None for exact lines.
+        seconds: wall time.
+    """
+
+    method: str
+    level: str
+    variation: float | None
+    p_value: float
+    twin_variation: float | None
+    twin_p_value: float
+    samples: int
+    accepted: float
+    default_variation: float | None
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether both proofs hold and both reject the twin."""
+        drafts = METHODS[self.method].drafter != "none"
+        return (
+            self.p_value > MIN_P >= self.twin_p_value
+            and (self.variation is None or self.variation <= MAX_VARIATION)
+            and (self.twin_variation is None or self.twin_variation > MAX_VARIATION)
+            and (self.accepted > 0 or not drafts)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields and the verdict, for JSON."""
+        return dataclasses.asdict(self) | {"passed": self.passed}
+
+
+def rows_needed(name: str, samples: int) -> int:
+    """Rows that `prove` decodes, for progress bars."""
+    controls = 1 if METHODS[name].level in ("L0", "L1") else 2
+    return sampled.whole(samples) + controls * sampled.whole(min(samples, TWIN_SAMPLES))
+
+
+def names(asked: str) -> list[str]:
+    """Registry lines of a comma-separated list, or of "all"."""
+    if asked == "all":
+        return list(METHODS)
+    found = [name.strip() for name in asked.split(",") if name.strip()]
+    if not found:
+        raise InputError("methods is empty; name some, or use all.")
+    return [name for name in found if resolve.entry_of(name)]
+
+
+def prove(
+    name: str, samples: int = 1_000_000, progress: Callable[[int], None] | None = None
+) -> Proof:
+    """Both proofs of one line, and both of its broken twin.
+
+    Args:
+        name: registry key.
+        samples: rows decoded for the chi-square test; the twin gets at most TWIN_SAMPLES.
+        progress: called with the number of rows decoded since the last call.
+    """
+    begin = time.perf_counter()
+    exact = METHODS[name].level in ("L0", "L1")
+    choice = small(name, strict=not exact)
+    ready = setup(choice)
+    broken = ready._replace(method=twin(ready.method))
+    law = law_of_target()
+    found = sampled.counts(ready, samples, progress=progress)
+    wrong = sampled.counts(broken, min(samples, TWIN_SAMPLES), progress=progress)
+    relaxed = None
+    if not exact:
+        loose = sampled.counts(setup(small(name)), min(samples, TWIN_SAMPLES), progress=progress)
+        relaxed = sampled.total_variation(loose.cells, law) - sampled.noise_floor(loose.cells, law)
+    proof = Proof(
+        method=name,
+        level=METHODS[name].level,
+        variation=variation(choice, ready.method),
+        p_value=sampled.chi_square(found.cells, law),
+        twin_variation=variation(choice, broken.method),
+        twin_p_value=sampled.chi_square(wrong.cells, law),
+        samples=int(found.cells.sum()),
+        accepted=found.accepted,
+        default_variation=relaxed,
+        seconds=time.perf_counter() - begin,
+    )
+    return proof
+
+
+def variation(choice: resolve.Choice, method: Method, broken: bool = False) -> float:
+    """Largest total variation by enumeration of the line's verifier, for drafts as it needs them.
+
+    A rule that looks at no draft law must be exact for any drafts; one that does must be exact on
+    average over drafts drawn as its verifier says.
+
+    Args:
+        choice: the line.
+        method: its bundles.
+        broken: enumerate the twin instead.
+    """
+    return _variation(METHODS[choice.name].verifier, choice.verifier, _drafts(method), broken)
+
+
+@functools.lru_cache(maxsize=256)
+def _variation(file: str, config: Any, drafts: bool, broken: bool) -> float:
+    draws = getattr(config, "draws", DRAWS.get(file, "any")) if drafts else "none"
+    verifier = walk.make(_twin_rule(drafts)) if broken else resolve.verifier(file, config)
+    return max(enumeration.variation(verifier, drafter) for drafter in DRAWN[draws])
+
+
+def small(name: str, strict: bool = False) -> resolve.Choice:
+    """The line with options that make it small enough for a toy.
+
+    Args:
+        name: registry key.
+        strict: the setting of a heuristic verifier that makes it exact.
+    """
+    _, usual = resolve.split(name, {})
+    options: dict[str, Any] = {}
+    for part in (usual.drafter, usual.verifier):
+        for field in dataclasses.fields(part):
+            if field.name in SMALL:
+                value = getattr(part, field.name)
+                limit = SMALL[field.name]
+                options[field.name] = min(value, limit) if isinstance(value, int) else limit
+    if strict:
+        options |= STRICT[METHODS[name].verifier]
+    return resolve.split(name, options)[1]
+
+
+def setup(choice: resolve.Choice) -> sampled.Setup:
+    """The line on the toy target, with a toy draft model where it needs one."""
+    return sampled.setup(choice, toys.model(), toys.model(blend=DRAFT_BLEND))
+
+
+@functools.lru_cache
+def law_of_target() -> np.ndarray:
+    """The exact joint law of the tokens that `sampled.counts` counts."""
+    return toys.joint_law(toys.model(), sampled.PROMPT, sampled.NUM_NEW, sampled.TEMPERATURE)
+
+
+@functools.lru_cache(maxsize=256)
+def twin(method: Method) -> Method:
+    """The method with a verifier that is wrong on purpose."""
+    rule = broken_rule if method.drafter.max_depth else lambda visit: 0.8 * visit.scores
+    return method._replace(verifier=walk.make(rule)._replace(taps=method.verifier.taps))
+
+
+def broken_rule(visit: walk.Visit) -> Float[Array, "V"]:
+    """Trusts the first draft too often, or draws from the wrong law after a rejection.
+
+    Where the draft's law is known it accepts as rejection sampling does, but then draws from the
+    target's law instead of the residual. Elsewhere it accepts the first draft blindly in a quarter
+    of all cases.
+    """
+    target = visit.target_probs()
+    slot = jnp.argmax(visit.valid)
+    token = visit.tokens[slot]
+    trust = jnp.float32(BLIND_TRUST)
+    if visit.draft_probs is not None:
+        trust = jnp.minimum(1.0, target[token] / jnp.maximum(visit.draft_probs[token], 1e-12))
+    trust = jnp.where(visit.valid[slot], trust, 0.0)
+    point = jax.nn.one_hot(token, target.shape[0], dtype=jnp.float32)
+    return jnp.log(trust * point + (1 - trust) * target)

@@ -1,0 +1,181 @@
+"""The compiled loop on a model whose exact law is known: samples, and the test of their law.
+
+Thousands of rows with the same prompt and different keys run as one batch of the real loop; what
+they emitted is counted and held against the exact law with a chi-square test.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt32
+
+from jaxdecode import api, resolve
+from jaxdecode.core import loop, prefill
+from jaxdecode.core.protocols import Method, Model, Models, Weights
+from jaxdecode.core.types import Canvas, DecodeState, Request, Sampling, Stats
+from jaxdecode.evals import toys
+
+# The prompt repeats itself, so that drafters which copy have something to copy.
+PROMPT = (0, 1, 2, 3, 4, 0, 1, 3, 2, 0, 1)
+TEMPERATURE = 0.9
+NUM_NEW = 4
+ROWS = 8192
+# Cells of the law that fewer samples than this are expected in are counted as one.
+MIN_EXPECTED = 10.0
+
+
+class Setup(NamedTuple):
+    """A method on toy models, ready to run."""
+
+    method: Method
+    weights: Weights
+    model: Model
+
+
+class Counts(NamedTuple):
+    """What was emitted.
+
+    Attributes:
+        cells: how often each continuation was emitted: one axis per token.
+        accepted: draft tokens accepted per step.
+    """
+
+    cells: np.ndarray
+    accepted: float
+
+
+def bind(lm: api.LanguageModel) -> Model:
+    """A toy model with the cache for wide batches."""
+    model = resolve.model_of(lm.config, lm.target, lm.kv_dtype)
+    return model._replace(cache=toys.WIDE_CACHE)
+
+
+def setup(
+    choice: resolve.Choice, lm: api.LanguageModel, draft: api.LanguageModel | None = None
+) -> Setup:
+    """The method of a choice on a toy target and, where it needs one, a toy draft model."""
+    if "draft" not in choice.entry.needs:
+        draft = None
+    models = Models(bind(lm), None if draft is None else bind(draft))
+    method, weights = resolve.weights_of(choice, models, lm.params, draft and draft.params)
+    return Setup(method, weights, models.target)
+
+
+def whole(samples: int) -> int:
+    """Rows that are decoded when at least `samples` are asked for: whole batches."""
+    return -(-samples // ROWS) * ROWS
+
+
+def counts(
+    ready: Setup,
+    samples: int,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Counts:
+    """How often each continuation of NUM_NEW tokens was emitted: one axis per token.
+
+    Args:
+        ready: the method.
+        samples: at least so many rows are decoded.
+        progress: called with the number of rows decoded since the last call.
+    """
+    size = ready.model.config.vocab_size
+    template = _template(ready)
+    cells, accepted, steps = np.zeros(size**NUM_NEW, np.int64), 0, 0
+    for batch in range(whole(samples) // ROWS):
+        keys = np.random.default_rng(batch).integers(0, 2**32, (ROWS, 2), np.uint32)
+        more, stats = jax.device_get(
+            _run(ready.weights, template, keys, model=ready.model, method=ready.method)
+        )
+        cells += more
+        accepted, steps = accepted + int(stats.num_accepted.sum()), steps + int(stats.nfe.sum())
+        if progress is not None:
+            progress(ROWS)
+    return Counts(cells.reshape((size,) * NUM_NEW), accepted / steps)
+
+
+def _template(ready: Setup) -> tuple[Any, Canvas]:
+    """The cache and the canvas of one row before its first step."""
+    prompt = np.asarray([PROMPT], np.int32)
+    end = len(PROMPT) + NUM_NEW
+    slots = max(32, end + ready.method.drafter.max_depth + 1)
+    model, length = ready.model, np.asarray([len(PROMPT) - 1], np.int32)
+    tokens = np.pad(prompt, ((0, 0), (0, slots - len(PROMPT))))
+    cache = model.cache.init(model.config, 1, slots, model.kv_dtype, stacked=False)
+    cache = prefill.fill(ready.weights.target, model, cache, tokens, length)
+    zero = np.zeros(1, np.int32)
+    canvas = Canvas(
+        tokens=jnp.asarray(tokens),
+        open=jnp.arange(slots)[None] >= len(PROMPT),
+        length=jnp.asarray(length),
+        end=jnp.asarray([end], jnp.int32),
+        done=jnp.zeros(1, bool),
+        finish=jnp.asarray(zero),
+        stop_state=jnp.asarray(zero),
+        commit_step=jnp.full((1, slots), -1, jnp.int32),
+        logprob=jnp.zeros((1, slots), jnp.float32),
+    )
+    return cache, canvas
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def _run(
+    weights: Weights,
+    template: tuple[Any, Canvas],
+    keys: UInt32[Array, "B 2"],
+    *,
+    model: Model,
+    method: Method,
+) -> tuple[Int[Array, "cells"], Stats]:
+    rows = keys.shape[0]
+    cache, canvas = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), template)
+    request = Request(
+        key=keys,
+        sampling=Sampling(temperature=jnp.full(rows, TEMPERATURE, jnp.float32)),
+        stop_tokens=jnp.full(1, -1, jnp.int32),
+    )
+    view = method.cache.read(cache)
+    zero = jnp.zeros(rows, jnp.int32)
+    state = DecodeState(
+        canvas=canvas,
+        cache=cache,
+        drafter=method.drafter.init(weights, request, canvas, view, None),
+        stats=Stats(nfe=zero, num_accepted=zero, tokens_forwarded=zero),
+        step=jnp.int32(0),
+    )
+    end = loop.run(weights, request, state, jnp.int32(NUM_NEW), target=model.target, method=method)
+    new = jax.lax.slice_in_dim(end.canvas.tokens, len(PROMPT), len(PROMPT) + NUM_NEW, axis=1)
+    size = model.config.vocab_size
+    place = size ** jnp.arange(NUM_NEW - 1, -1, -1, dtype=jnp.int32)
+    cells = jnp.zeros(size**NUM_NEW, jnp.int32).at[(new * place).sum(1)].add(1)
+    return cells, end.stats
+
+
+def chi_square(found: np.ndarray, law: np.ndarray) -> float:
+    """Probability of counts at least as far from the law as these, if the law is true."""
+    total = found.sum()
+    expected = (law / law.sum() * total).ravel()
+    found = found.ravel()
+    small = expected < MIN_EXPECTED
+    if (found[expected == 0] > 0).any():
+        return 0.0
+    expected = np.append(expected[~small], expected[small].sum())
+    found = np.append(found[~small], found[small].sum())
+    kept = expected > 0
+    statistic = float((((found - expected) ** 2)[kept] / expected[kept]).sum())
+    freedom = int(kept.sum()) - 1
+    return float(jax.scipy.special.gammaincc(freedom / 2, statistic / 2))
+
+
+def total_variation(found: np.ndarray, law: np.ndarray) -> float:
+    """Half the summed distance of two laws; counts are normalised."""
+    return 0.5 * float(np.abs(found / found.sum() - law / law.sum()).sum())
+
+
+def noise_floor(found: np.ndarray, law: np.ndarray) -> float:
+    """Total variation that as many samples of the law itself show on average."""
+    return float(np.sqrt(law * (1 - law) / (2 * np.pi * found.sum())).sum())
