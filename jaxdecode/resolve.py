@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sized
 from typing import Any
 
-from jaxdecode.core.protocols import Method, Model, Models, Weights
+from jaxdecode.core.protocols import Method, Model, Models, Verifier, Weights
 from jaxdecode.core.registry import METHODS, Entry
 from jaxdecode.errors import InputError, UnknownNameError, near_matches
 from jaxdecode.options import Options
@@ -132,9 +132,14 @@ def _method(choice: Choice, models: Models) -> Method:
         )
     return Method(
         drafter=drafter,
-        verifier=_module("verifiers", entry.verifier).make(choice.verifier),
+        verifier=verifier(entry.verifier, choice.verifier),
         cache=models.target.cache,
     )
+
+
+def verifier(file: str, config: Any) -> Verifier:
+    """The bundle of a file in `verifiers/`."""
+    return _module("verifiers", file).make(config)
 
 
 def model_of(config: Any, target: Any, kv_dtype: Any, cache: str = "dense") -> Model:

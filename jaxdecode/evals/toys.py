@@ -26,7 +26,7 @@ VOCAB = 6
 
 def config(**changes: Any) -> ModelConfig:
     """A model of few tokens and narrow layers; keyword arguments replace fields."""
-    base = dict(
+    base: dict[str, Any] = dict(
         family="llama",
         vocab_size=VOCAB,
         num_layers=2,
