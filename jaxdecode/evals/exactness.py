@@ -163,7 +163,7 @@ def _variation(file: str, config: Any, drafts: bool, broken: bool) -> float:
         return enumerated.chain_variation(getattr(importlib.import_module(module), function))
     if rule is None:
         raise InputError(f"verifier {file!r} has no node rule, so it cannot be enumerated.")
-    draws = getattr(config, "draws", DRAWS.get(file, "fixed"))
+    draws: enumerated.Draws = getattr(config, "draws", DRAWS.get(file, "fixed"))
     numbers = (1, 2) if drafts else (0,)
     return max(enumerated.variation(rule, draws, num_drafts=number) for number in numbers)
 
