@@ -8,7 +8,6 @@ twin: the same line with a verifier that is wrong on purpose, which both proofs 
 
 import dataclasses
 import functools
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ from jaxdecode import resolve
 from jaxdecode.core.protocols import Method
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
-from jaxdecode.evals import enumerated, sampled, toys
+from jaxdecode.evals import enumeration, sampled, toys
 from jaxdecode.trees import walk
 
 MAX_VARIATION = 1e-6
@@ -33,13 +32,24 @@ BLIND_TRUST = 0.25
 DRAFT_BLEND = 0.06
 # Options of drafters and verifiers that make a line small, by name; a line gets those it has.
 SMALL: dict[str, Any] = {"num_draft": 3}
-# How drafts are drawn that a verifier needs drawn in one way; a `draws` option says it otherwise.
-DRAWS: dict[str, enumerated.Draws] = {
-    "kseq": "with_replacement",
-    "greedy_multi_draft": "likeliest_and_one",
+# Trees that are enumerated, by how a verifier wants drafts drawn. Verifiers that read no draft law
+# are exact for any drafts, so theirs are the likeliest tokens.
+DRAWN = {
+    "with_replacement": (enumeration.chains(1, 3), enumeration.chains(2, 2)),
+    "without_replacement": (
+        enumeration.without_replacement((1, 1, 1)),
+        enumeration.without_replacement((2, 2)),
+    ),
+    "likeliest_and_one": (
+        enumeration.likeliest_and_one((1, 1, 1)),
+        enumeration.likeliest_and_one((2, 2)),
+    ),
+    "chain": (enumeration.chains(1, 3),),
+    "any": (enumeration.likeliest((2, 2, 1)), enumeration.likeliest((1, 1, 1))),
+    "none": (enumeration.likeliest((1,)),),
 }
-# Verifiers that decide on a whole chain at once: where their laws are.
-CHAIN_LAWS = {"block": ("jaxdecode.verifiers.block", "laws")}
+# What verifiers want, where they have no `draws` option that says it.
+DRAWS = {"kseq": "with_replacement", "greedy_multi_draft": "likeliest_and_one", "block": "chain"}
 # Options with which a heuristic verifier is exact.
 STRICT: dict[str, dict[str, Any]] = {}
 
@@ -150,22 +160,16 @@ def variation(choice: resolve.Choice, method: Method, broken: bool = False) -> f
     Args:
         choice: the line.
         method: its bundles.
-        broken: enumerate the rule of the twin instead.
+        broken: enumerate the twin instead.
     """
     return _variation(METHODS[choice.name].verifier, choice.verifier, _drafts(method), broken)
 
 
 @functools.lru_cache(maxsize=256)
 def _variation(file: str, config: Any, drafts: bool, broken: bool) -> float:
-    rule = _twin_rule(drafts) if broken else resolve.verifier(file, config).rule
-    if rule is None and file in CHAIN_LAWS:
-        module, function = CHAIN_LAWS[file]
-        return enumerated.chain_variation(getattr(importlib.import_module(module), function))
-    if rule is None:
-        raise InputError(f"verifier {file!r} has no node rule, so it cannot be enumerated.")
-    draws: enumerated.Draws = getattr(config, "draws", DRAWS.get(file, "fixed"))
-    numbers = (1, 2) if drafts else (0,)
-    return max(enumerated.variation(rule, draws, num_drafts=number) for number in numbers)
+    draws = getattr(config, "draws", DRAWS.get(file, "any")) if drafts else "none"
+    verifier = walk.make(_twin_rule(drafts)) if broken else resolve.verifier(file, config)
+    return max(enumeration.variation(verifier, drafter) for drafter in DRAWN[draws])
 
 
 def small(name: str, strict: bool = False) -> resolve.Choice:

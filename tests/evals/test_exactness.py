@@ -8,8 +8,8 @@ from scipy import stats
 
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError, UnknownNameError
-from jaxdecode.evals import enumerated, exactness, sampled, toys
-from jaxdecode.verifiers import sample_match
+from jaxdecode.evals import enumeration, exactness, sampled, toys
+from jaxdecode.trees import walk
 
 # Lines that promise the tokens of plain decoding are compared with it token by token elsewhere.
 LAWS = [name for name, entry in METHODS.items() if entry.level != "L0"]
@@ -48,12 +48,11 @@ def test_the_toy_target_depends_on_all_of_its_past():
     assert np.abs(by_first - last).max() > 0.05, "a chain of order one would hide stale caches"
 
 
-def test_enumeration_passes_the_target_and_convicts_the_twin():
-    right = sample_match.make(sample_match.Config()).rule
-    assert right is not None
-    assert enumerated.variation(right, "fixed") < 1e-7
-    for draws in ("fixed", "with_replacement", "without_replacement", "likeliest_and_one"):
-        assert enumerated.variation(exactness.broken_rule, draws, count=7) > 1e-2
+def test_enumeration_convicts_the_twin_however_drafts_are_drawn():
+    twin = walk.make(exactness.broken_rule)
+    for drafters in (tried for draws, tried in exactness.DRAWN.items() if draws != "none"):
+        for drafter in drafters:
+            assert enumeration.variation(twin, drafter, num_cases=7) > 1e-2
 
 
 @pytest.mark.parametrize("name", ["ar", "prompt_lookup", *LAWS])
