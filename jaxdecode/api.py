@@ -254,6 +254,7 @@ def warmup(
     draft: LanguageModel | None = None,
     batch_sizes: Sequence[int] = (1,),
     max_length: int = 1024,
+    requests: Sequence[tuple[int, int]] | None = None,
     **options: Any,
 ) -> None:
     """Compiles every program that requests of these sizes can need, so that none compiles later.
@@ -264,15 +265,20 @@ def warmup(
         draft: the draft model of methods that need one.
         batch_sizes: batch sizes that will be used.
         max_length: longest prompt plus new tokens that will be used.
+        requests: in place of everything up to max_length, the pairs (tokens of the longest prompt
+            of a batch, max_new_tokens) that will be used.
         **options: options that will be switched on (top_p, stop, ...): each set of features is a
             program of its own; values do not matter.
     """
     chosen, choice = resolve.split(method, {**options, "ignore_eos": True})
     engine = _engine(lm, choice, draft)
-    limit = min(max_length, lm.config.max_length)
+    if requests is None:
+        sizes = engines.shapes(min(max_length, lm.config.max_length), engine.slack)
+    else:
+        sizes = engines.distinct(requests, lm.config.max_length, engine.slack)
     for batch in sorted({engines.batch_bucket(size) for size in batch_sizes}):
         keys = [noise.row_key(0, [0])] * batch
-        for length, new in engines.shapes(limit, engine.slack):
+        for length, new in sizes:
             asked = dataclasses.replace(chosen, max_new_tokens=new)
             for _ in _run(lm, engine, [[0] * length] * batch, keys, asked, iter([1])):
                 pass

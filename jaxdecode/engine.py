@@ -92,6 +92,18 @@ def shapes(max_length: int, slack: int = SLACK) -> list[tuple[int, int]]:
     return list(found.values())
 
 
+def distinct(
+    requests: Sequence[tuple[int, int]], max_length: int, slack: int = SLACK
+) -> list[tuple[int, int]]:
+    """Those of the (prompt length, new tokens) pairs that need programs of their own."""
+    found = {}
+    for length, new in requests:
+        plan = tuple(prefill.chunks(length - 1))
+        slots = _slots(plan, min(length + new, max_length) + slack)
+        found.setdefault((plan, slots), (length, new))
+    return list(found.values())
+
+
 def _slots(plan: Sequence[tuple[int, int]], end: int) -> int:
     covered = plan[-1][0] + plan[-1][1] if plan else 0
     return slot_bucket(max(covered, end))

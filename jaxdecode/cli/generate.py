@@ -18,7 +18,7 @@ from jaxdecode.cli.common import (
     use_compile_cache,
 )
 from jaxdecode.cli.output import open_output, progress_bar
-from jaxdecode.cli.prompts import PromptLine, read_prompts
+from jaxdecode.cli.prompts import PromptLine, read_prompts, tokenize_all
 from jaxdecode.errors import InputError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Generate:
         return lm
 
     def _batches(self, lm: "LanguageModel", lines: list[PromptLine], out: TextIO) -> None:
-        prompts = _tokenize_all(lm, lines)
+        prompts = tokenize_all(lm, lines)
         done, begin, num_tokens = 0, time.perf_counter(), 0
         for first, batch in _sliced(prompts, self.batch_size):
             last = first + len(batch)
@@ -202,7 +202,7 @@ class Generate:
         from jaxdecode import api
 
         finished: list[Generation] = []
-        prompt = _tokenize_all(lm, [line])[0]
+        prompt = tokenize_all(lm, [line])[0]
         options = self._options([line.seed])
         begin, first = time.perf_counter(), None
         pieces = api.stream(lm, prompt, method=self.method, on_finish=finished.append, **options)
@@ -214,19 +214,6 @@ class Generate:
             # Also after Ctrl-C, so that what is said next stands on its own line.
             print(file=out, flush=True)
         note(_stream_stats(finished[0].stats[0].num_tokens, begin, first or time.perf_counter()))
-
-
-def _tokenize_all(lm: "LanguageModel", lines: list[PromptLine]) -> list[list[int]]:
-    """Token ids of all prompts, so that a bad last line does not cost the work on the others."""
-    from jaxdecode.options import tokenize
-
-    tokens = []
-    for line in lines:
-        try:
-            tokens.append(tokenize(line.prompt, lm.tokenizer, lm.config))
-        except InputError as error:
-            raise InputError(f"{line.where}: {error}") from error
-    return tokens
 
 
 def _sliced(items: list, size: int) -> Iterator[tuple[int, list]]:

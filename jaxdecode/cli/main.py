@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import subcommand
 
 import jaxdecode
+from jaxdecode.cli.bench import Bench
 from jaxdecode.cli.common import note
 from jaxdecode.cli.convert import Convert
 from jaxdecode.cli.exactness import Exactness
@@ -32,6 +33,7 @@ Command = (
     | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Methods, subcommand("methods")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[Exactness, subcommand("exactness")]
 )
 

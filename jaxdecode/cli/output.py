@@ -6,13 +6,16 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jaxdecode.errors import DestinationExistsError, InputError
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 
 @contextlib.contextmanager
-def open_output(name: str | None, *, overwrite: bool) -> Iterator[TextIO]:
+def open_output(name: str | None, *, overwrite: bool, option: str = "--out") -> Iterator[TextIO]:
     """Yields stdout, or a hidden sibling of the file that takes its name when all went well.
 
     Raises:
@@ -23,28 +26,29 @@ def open_output(name: str | None, *, overwrite: bool) -> Iterator[TextIO]:
         yield sys.stdout
         return
     path = Path(name).expanduser()
-    _check(path, overwrite)
+    check_output(path, overwrite, option)
     work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         file = work.open("x", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--out {name}: cannot be written ({error.strerror}).") from error
+        raise InputError(f"{option} {name}: cannot be written ({error.strerror}).") from error
     try:
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _check(path, overwrite)
+        check_output(path, overwrite, option)
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
 
 
-def _check(path: Path, overwrite: bool) -> None:
+def check_output(path: Path, overwrite: bool, option: str = "--out") -> None:
+    """Refuses to write where something is that must stay."""
     if path.exists() and not path.is_file():
-        raise InputError(f"--out {path}: exists and is not a file.")
+        raise InputError(f"{option} {path}: exists and is not a file.")
     if path.exists() and not overwrite:
-        raise DestinationExistsError(f"--out {path} exists; choose another file or --overwrite.")
+        raise DestinationExistsError(f"{option} {path} exists; choose another file or --overwrite.")
 
 
 @contextlib.contextmanager
@@ -53,8 +57,7 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
     if not shown:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -62,15 +65,7 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
         TextColumn("{task.completed} tokens, {task.fields[rate]:.1f} per second"),
         TimeElapsedColumn(),
     )
-    # Without redirect_stdout=False, rich would send our results to stderr.
-    bar = Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=sys.stderr.isatty(),
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    with bar:
+    with _bar(*columns) as bar:
         task = bar.add_task(title, total=total, rate=0.0)
 
         def advance(num_tokens: int) -> None:
@@ -78,3 +73,46 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
             bar.update(task, completed=num_tokens, rate=num_tokens / max(seconds, 1e-9))
 
         yield advance
+
+
+@contextlib.contextmanager
+def run_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar of runs on stderr with the time left; yields the function that counts one."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        # Runs of different methods and prompts differ: the speed is taken over all so far.
+        TimeRemainingColumn(),
+    )
+    with _bar(*columns, speed_estimate_period=3600.0) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _bar(*columns: Any, **options: Any) -> "Progress":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Without redirect_stdout=False, rich would send our results to stderr.
+    return Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=sys.stderr.isatty(),
+        redirect_stdout=False,
+        redirect_stderr=False,
+        **options,
+    )

@@ -3,16 +3,34 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jaxdecode.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxdecode.api import LanguageModel
 
 _FORMS = ("prompt", "messages", "tokens")
 _WANTED = (
     'expected an object with exactly one of "prompt" (text), "messages" (list) or "tokens" (list '
     'of ids), and optionally "seed" (integer)'
 )
+
+NO_CATEGORY = "all"
+# Spec-Bench counts these of its categories as one of its six tasks.
+_MT_BENCH = [
+    "writing",
+    "roleplay",
+    "reasoning",
+    "math",
+    "coding",
+    "extraction",
+    "stem",
+    "humanities",
+]
+_ParseLine = Callable[[dict[str, Any], str], "PromptLine"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +41,13 @@ class PromptLine:
         where: what error messages call it: `FILE:LINE`, or the option.
         prompt: what `jaxdecode.generate` takes.
         seed: the line's own seed, if it has one.
+        category: what kind of prompt a suite says it is.
     """
 
     where: str
     prompt: dict[str, Any]
     seed: int | None = None
+    category: str = NO_CATEGORY
 
 
 def read_prompts(name: str) -> list[PromptLine]:
@@ -36,21 +56,50 @@ def read_prompts(name: str) -> list[PromptLine]:
     Raises:
         InputError: naming file and line of the first line that cannot be used.
     """
+    return _read("--prompts", name, _prompt_line)
+
+
+def read_suite(name: str) -> list[PromptLine]:
+    """Prompts with their categories: lines as `read_prompts` takes, or those of Spec-Bench.
+
+    A line may have a "category". Of a line with "turns" the first one is used, as a user's message.
+
+    Raises:
+        InputError: naming file and line of the first line that cannot be used.
+    """
+    return _read("--suite", name, _suite_line)
+
+
+def tokenize_all(lm: "LanguageModel", lines: list[PromptLine]) -> list[list[int]]:
+    """Token ids of all prompts, so that a bad last line does not cost the work on the others."""
+    from jaxdecode.options import tokenize
+
+    tokens = []
+    for line in lines:
+        try:
+            tokens.append(tokenize(line.prompt, lm.tokenizer, lm.config))
+        except InputError as error:
+            raise InputError(f"{line.where}: {error}") from error
+    return tokens
+
+
+def _read(option: str, name: str, parse_line: _ParseLine) -> list[PromptLine]:
     if name == "-":
-        return _parse(sys.stdin, "<stdin>")
+        return _parse(sys.stdin, "<stdin>", parse_line)
     try:
         with Path(name).expanduser().open(encoding="utf-8-sig") as file:
-            return _parse(file, name)
+            return _parse(file, name, parse_line)
     except OSError as error:
-        raise InputError(f"--prompts {name}: cannot be read ({error.strerror}).") from error
+        raise InputError(f"{option} {name}: cannot be read ({error.strerror}).") from error
 
 
-def _parse(file: TextIO, name: str) -> list[PromptLine]:
+def _parse(file: TextIO, name: str, parse_line: _ParseLine) -> list[PromptLine]:
     lines, number = [], 0
     try:
         for number, line in enumerate(file, 1):
             if line.strip():
-                lines.append(_parse_line(line, f"{name}:{number}"))
+                where = f"{name}:{number}"
+                lines.append(parse_line(_object(line, where), where))
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: not UTF-8 text after line {number} ({error.reason}).") from error
     if not lines:
@@ -58,7 +107,7 @@ def _parse(file: TextIO, name: str) -> list[PromptLine]:
     return lines
 
 
-def _parse_line(line: str, where: str) -> PromptLine:
+def _object(line: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
     except json.JSONDecodeError as error:
@@ -68,6 +117,10 @@ def _parse_line(line: str, where: str) -> PromptLine:
         raise InputError(f"{where}: not usable JSON ({error}).") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: {_WANTED}, got a JSON {_json_type(content)}.")
+    return content
+
+
+def _prompt_line(content: dict[str, Any], where: str) -> PromptLine:
     forms = [form for form in _FORMS if form in content]
     unknown = sorted(set(content) - {*_FORMS, "seed"})
     if len(forms) != 1 or unknown:
@@ -77,6 +130,21 @@ def _parse_line(line: str, where: str) -> PromptLine:
     if "seed" in content and (type(seed) is not int or not -(2**63) <= seed < 2**63):
         raise InputError(f'{where}: "seed" is {seed!r}, expected a 64-bit integer.')
     return PromptLine(where, {forms[0]: content[forms[0]]}, seed)
+
+
+def _suite_line(content: dict[str, Any], where: str) -> PromptLine:
+    content = dict(content)
+    category = content.pop("category", NO_CATEGORY)
+    if not isinstance(category, str) or not category:
+        raise InputError(f'{where}: "category" is {category!r}, expected a name.')
+    if "turns" not in content:
+        return dataclasses.replace(_prompt_line(content, where), category=category)
+    turns = content["turns"]
+    if not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0]:
+        raise InputError(f'{where}: "turns" must be a list of texts, got {turns!r}.')
+    messages = [{"role": "user", "content": turns[0]}]
+    category = "mt_bench" if category in _MT_BENCH else category
+    return PromptLine(where, {"messages": messages}, category=category)
 
 
 def _check_form(form: str, value: Any, where: str) -> None:

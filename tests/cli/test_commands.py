@@ -8,7 +8,9 @@ import jaxdecode
 from jaxdecode.cli.main import main
 from jaxdecode.errors import CheckpointError
 
-COMMANDS = ("generate", "convert", "models", "inspect", "verify", "methods", "exactness")
+COMMANDS = (
+    "generate", "convert", "models", "inspect", "verify", "methods", "bench", "exactness",
+)  # fmt: skip
 
 
 def test_help_and_version(cli):

@@ -1,0 +1,281 @@
+"""`jaxdecode bench`: methods against plain decoding, timed in turn, with tokens compared."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from tyro.conf import arg
+
+from jaxdecode import checks
+from jaxdecode.cli.bench_table import print_tables
+from jaxdecode.cli.common import (
+    AcceptTerms,
+    Debug,
+    Flag,
+    Overwrite,
+    note,
+    print_json,
+    show_progress,
+    use_compile_cache,
+)
+from jaxdecode.cli.output import check_output, open_output, run_bar
+from jaxdecode.cli.prompts import PromptLine, read_suite, tokenize_all
+from jaxdecode.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxdecode.api import LanguageModel
+    from jaxdecode.evals.bench import Case, Plan
+
+T = TypeVar("T")
+_Optional = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
+_DIFFERS = 1
+_INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time methods against plain decoding on the same prompts, and compare their tokens.
+
+    Exit code 1 if a method that promises the tokens of plain decoding gives others.
+    """
+
+    model: Annotated[str, arg(metavar="NAME_OR_PATH")]
+    """Short name (see `jaxdecode models`), checkpoint folder, .gguf file, or hf:org/name."""
+    suite: Annotated[str, arg(metavar="FILE")]
+    """JSONL file, or - for stdin: lines as `generate --prompts` takes, with an optional
+    "category", or those of Spec-Bench (its first turns)."""
+    methods: Annotated[str, arg(metavar="NAMES")] = "all"
+    """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4:ngram=2), "all",
+    or a level (L0). ar is the baseline and always runs."""
+    max_new_tokens: int = 128
+    """Most new tokens per prompt."""
+    num_prompts: int | None = None
+    """Take so many prompts, spread over the categories; all by default."""
+    batch_size: str = "1"
+    """Prompts decoded at once; several, comma-separated, give one table each."""
+    temperature: str = "0"
+    """0 is greedy; several, comma-separated, give one table each."""
+    seed: int = 0
+    """Seed of every prompt that brings none."""
+    repeats: int = 3
+    """Runs of every method per batch of prompts; times are medians over them."""
+    ignore_eos: Flag = False
+    """Go on after the model's own end tokens, so that every prompt gives as many tokens."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the weights; auto is float32 on CPU, else bfloat16."""
+    draft: Annotated[str | None, arg(metavar="NAME_OR_PATH", help_behavior_hint="")] = None
+    """Draft model of the methods that need one."""
+    tie_gap: float | None = None
+    """Gap of the two best scores below which a difference is a near tie: 1e-4 in float32 and 0.25
+    in bfloat16 by default."""
+    check_only: Flag = False
+    """Compare tokens and leave times out: one run each, no warm-up."""
+    json: _Optional = None
+    """Write everything measured to this file, after every batch of prompts; - prints it at the
+    end. No tables then."""
+    resume: Flag = False
+    """Go on with the measurements that are in the --json file."""
+    overwrite: Overwrite = False
+    progress: Flag = False
+    """Show progress even if stderr is no terminal."""
+    accept_terms: AcceptTerms = False
+    debug: Debug = False
+
+    def run(self) -> int:
+        """Executes the command; returns the exit code."""
+        from jaxdecode.evals import bench
+
+        lines = self._sampled(read_suite(self.suite))
+        plan = self._plan()
+        bench.check(plan, has_draft=self.draft is not None)
+        saved = self._saved()
+        use_compile_cache()
+        lm = self._load(self.model)
+        draft = None if self.draft is None else self._load(self.draft)
+        gap = bench.TIE_GAP[lm.dtype.name] if self.tie_gap is None else self.tie_gap
+        plan = dataclasses.replace(plan, tie_gap=gap)
+        cases = _cases(lm, lines, self.seed)
+        head = self._head(lm, plan, cases)
+        records = [] if saved is None else _continued(head, saved, self.json)
+        stopped = self._measure(lm, draft, plan, cases, head, records)
+        return self._report(plan, head, records, len(bench.jobs(plan, cases)), stopped)
+
+    def _sampled(self, lines: list[PromptLine]) -> list[PromptLine]:
+        from jaxdecode.evals import bench
+
+        if self.num_prompts is None:
+            return lines
+        checks.integer("--num-prompts", self.num_prompts, low=1)
+        return [lines[i] for i in bench.spread([x.category for x in lines], self.num_prompts)]
+
+    def _plan(self) -> "Plan":
+        from jaxdecode.evals import bench
+
+        sizes = _numbers("--batch-size", self.batch_size, int)
+        for size in sizes:
+            checks.integer("--batch-size", size, low=1)
+        checks.integer("--repeats", self.repeats, low=1)
+        return bench.Plan(
+            lines=bench.parse_lines(self.methods, has_draft=self.draft is not None),
+            max_new_tokens=self.max_new_tokens,
+            batch_sizes=sizes,
+            temperatures=_numbers("--temperature", self.temperature, float),
+            repeats=1 if self.check_only else self.repeats,
+            ignore_eos=self.ignore_eos,
+            timed=not self.check_only,
+        )
+
+    def _saved(self) -> dict[str, Any] | None:
+        if self.json in (None, "-"):
+            if self.resume:
+                raise InputError("--resume goes on with a file: give --json FILE.")
+            return None
+        path = Path(self.json).expanduser()
+        if not (self.resume and path.exists()):
+            check_output(path, self.overwrite, "--json")
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"--resume: {path} is not a result of `bench` ({error}).") from error
+
+    def _load(self, name: str) -> "LanguageModel":
+        from jaxdecode import api
+
+        return api.load(
+            name,
+            dtype=None if self.dtype == "auto" else self.dtype,
+            accept_terms=self.accept_terms,
+            progress=show_progress(self.progress),
+        )
+
+    def _head(self, lm: "LanguageModel", plan: "Plan", cases: list["Case"]) -> dict[str, Any]:
+        """What a saved file must agree with to be gone on with."""
+        from jaxdecode.evals import bench
+
+        fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+        prompts = [
+            {
+                "where": Path(case.where).name,
+                "category": case.category,
+                "num_tokens": len(case.tokens),
+                "seed": case.seed,
+                "digest": hashlib.blake2b(repr(case.tokens).encode(), digest_size=8).hexdigest(),
+            }
+            for case in cases
+        ]
+        head = {
+            "model": self.model,
+            "draft": self.draft,
+            "machine": bench.machine(lm),
+            "plan": fields | {"lines": [line.label for line in plan.lines]},
+            "prompts": prompts,
+        }
+        return json.loads(json.dumps(head))
+
+    def _measure(
+        self,
+        lm: "LanguageModel",
+        draft: "LanguageModel | None",
+        plan: "Plan",
+        cases: list["Case"],
+        head: dict[str, Any],
+        records: list[dict[str, Any]],
+    ) -> bool:
+        """Adds to the records and saves them; returns whether Ctrl-C ended it early."""
+        from jaxdecode.evals import bench
+
+        self._save(plan, head, records, complete=False)
+        finished = frozenset((r["batch_size"], r["temperature"], r["index"]) for r in records)
+        left = len(bench.jobs(plan, cases)) - len(finished)
+        shown = show_progress(self.progress)
+        try:
+            if plan.timed and left:
+                with run_bar("compiling", len(plan.lines), shown) as tick:
+                    bench.warm(lm, plan, cases, draft=draft, tick=tick)
+            with run_bar("measuring", left * len(plan.lines) * plan.repeats, shown) as tick:
+                found = bench.measure(lm, plan, cases, draft=draft, finished=finished, tick=tick)
+                for record in found:
+                    records.append(record)
+                    self._save(plan, head, records, complete=len(records) == left + len(finished))
+        except KeyboardInterrupt:
+            if not records:
+                raise
+            return True
+        return False
+
+    def _save(
+        self, plan: "Plan", head: dict[str, Any], records: list[dict[str, Any]], *, complete: bool
+    ) -> None:
+        if self.json not in (None, "-"):
+            with open_output(self.json, overwrite=True, option="--json") as file:
+                json.dump(_document(plan, head, records, complete), file)
+
+    def _report(
+        self,
+        plan: "Plan",
+        head: dict[str, Any],
+        records: list[dict[str, Any]],
+        total: int,
+        stopped: bool,
+    ) -> int:
+        document = _document(plan, head, records, not stopped)
+        if self.json == "-":
+            print_json(document, indent=None)
+        elif self.json is None:
+            print_tables(document)
+        if plan.timed and (late := sum(record["compiled"] for record in records)):
+            note(f"{late} programs were compiled while times were taken, which are too long by it")
+        if stopped:
+            more = "; --resume goes on" if self.json not in (None, "-") else ""
+            note(f"interrupted: {len(records)} of {total} batches were measured{more}")
+            return _INTERRUPTED
+        return _DIFFERS if any(line["differ"] for line in document["compared"]) else 0
+
+
+def _cases(lm: "LanguageModel", lines: list[PromptLine], seed: int) -> list["Case"]:
+    from jaxdecode.evals.bench import Case
+
+    tokens = tokenize_all(lm, lines)
+    seeds = [seed if line.seed is None else line.seed for line in lines]
+    return [
+        Case(line.where, line.category, row, one)
+        for line, row, one in zip(lines, tokens, seeds, strict=True)
+    ]
+
+
+def _document(
+    plan: "Plan", head: dict[str, Any], records: list[dict[str, Any]], complete: bool
+) -> dict[str, Any]:
+    from jaxdecode.evals import summary
+
+    labels = [line.label for line in plan.lines]
+    return head | {
+        "complete": complete,
+        "summary": summary.summarize(records, labels),
+        "compared": summary.compared(records, labels),
+        "records": records,
+    }
+
+
+def _continued(
+    head: dict[str, Any], saved: dict[str, Any], name: str | None
+) -> list[dict[str, Any]]:
+    """The records of a saved file, if it holds the same measurement."""
+    for key, value in head.items():
+        if not isinstance(saved, dict) or saved.get(key) != value:
+            raise InputError(
+                f"--resume: {name} was made with another {key}; use the same command on the same "
+                "machine, or another --json file."
+            )
+    return saved["records"]
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+    try:
+        return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected numbers separated by commas.") from error

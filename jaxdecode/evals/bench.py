@@ -1,0 +1,371 @@
+"""Times methods against plain decoding on the same prompts, and compares their tokens.
+
+Methods take turns: every batch of prompts runs through all of them before the next one begins, in
+an order that rotates, so that all meet the same drift of the machine. Every run is a call of the
+public `generate` of its own, so nothing that a method remembers passes from one run to the next.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import jaxdecode
+from jaxdecode import api, resolve
+from jaxdecode import engine as engines
+from jaxdecode.core.registry import METHODS
+from jaxdecode.errors import InputError
+from jaxdecode.evals import ties
+from jaxdecode.options import Options
+from jaxdecode.results import Generation
+from jaxdecode.sampling import warp
+
+BASELINE = "ar"
+MIXED = "mixed"
+# Gap of scores below which rounding decides; bfloat16 has 16 bits fewer, and logits of about 20.
+TIE_GAP = {"float32": 1e-4, "bfloat16": 0.25}
+_SHARED = {field.name for field in dataclasses.fields(Options)}
+EQUAL, TIE, DIFFERS = "yes", "tie", "no"
+
+
+class Line(NamedTuple):
+    """A method as asked for: `name`, or `name:option=value:option=value`, which is its label."""
+
+    label: str
+    method: str
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One prompt.
+
+    Attributes:
+        where: what messages call it.
+        category: the row of the table it counts in.
+        tokens: its token ids.
+        seed: its seed when sampled.
+    """
+
+    where: str
+    category: str
+    tokens: list[int]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured: every line on every prompt for every batch size and temperature.
+
+    Attributes:
+        lines: methods; the baseline is one of them.
+        max_new_tokens: bound per prompt.
+        batch_sizes: prompts decoded at once.
+        temperatures: laws.
+        repeats: runs of every line per batch of prompts; times are medians over them.
+        ignore_eos: go on after the model's end tokens.
+        tie_gap: gap of scores below which a difference is a near tie.
+        timed: False only compares tokens: no warm-up, and times mean nothing.
+    """
+
+    lines: tuple[Line, ...]
+    max_new_tokens: int
+    batch_sizes: tuple[int, ...] = (1,)
+    temperatures: tuple[float, ...] = (0.0,)
+    repeats: int = 1
+    ignore_eos: bool = False
+    tie_gap: float = TIE_GAP["float32"]
+    timed: bool = True
+
+
+class Job(NamedTuple):
+    """One batch of prompts at one temperature; `index` counts the batches of a section."""
+
+    batch_size: int
+    temperature: float
+    index: int
+    category: str
+    prompts: list[int]
+
+    @property
+    def key(self) -> tuple[int, float, int]:
+        """What identifies it within a plan."""
+        return self.batch_size, self.temperature, self.index
+
+
+def parse_lines(text: str, *, has_draft: bool) -> tuple[Line, ...]:
+    """Lines from `name,name:option=value,L0,all`, the baseline first; each once.
+
+    "all" and levels leave out what needs a draft model if there is none.
+    """
+    found = [Line(BASELINE, BASELINE, {})]
+    for part in text.split(","):
+        groups = [
+            name
+            for name, entry in METHODS.items()
+            if part in ("all", entry.level) and (has_draft or "draft" not in entry.needs)
+        ]
+        found += [Line(name, name, {}) for name in groups] or [_line(part.strip())]
+    return tuple({line.label: line for line in found}.values())
+
+
+def _line(label: str) -> Line:
+    method, *pairs = label.split(":")
+    resolve.entry_of(method)
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name in _SHARED:
+            raise InputError(
+                f"method {label!r}: {pair!r} is not usable; write options of the method itself as "
+                "name:option=value:option=value."
+            )
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return Line(label, method, options)
+
+
+def spread(categories: Sequence[str], count: int) -> list[int]:
+    """Indices of `count` prompts: as many of each category as can be, evenly spaced in each."""
+    groups: dict[str, list[int]] = {}
+    for i, category in enumerate(categories):
+        groups.setdefault(category, []).append(i)
+    members = list(groups.values())
+    quotas, left = [0] * len(members), min(count, len(categories))
+    if left < len(members):
+        for i in range(left):
+            quotas[i * len(members) // left] = 1
+        left = 0
+    while left:
+        for g, group in enumerate(members):
+            if left and quotas[g] < len(group):
+                quotas[g], left = quotas[g] + 1, left - 1
+    chosen = [
+        group[i * len(group) // quota]
+        for group, quota in zip(members, quotas, strict=True)
+        for i in range(quota)
+    ]
+    return sorted(chosen)
+
+
+def jobs(plan: Plan, cases: Sequence[Case]) -> list[Job]:
+    """Everything that is measured, in order. Batches hold one category as far as they can."""
+    first = {}
+    for case in cases:
+        first.setdefault(case.category, len(first))
+    order = sorted(range(len(cases)), key=lambda i: first[cases[i].category])
+    found = []
+    for temperature in plan.temperatures:
+        for size in plan.batch_sizes:
+            for index, start in enumerate(range(0, len(order), size)):
+                members = order[start : start + size]
+                kinds = {cases[i].category for i in members}
+                category = kinds.pop() if len(kinds) == 1 else MIXED
+                found.append(Job(size, temperature, index, category, members))
+    return found
+
+
+def promised(method: str, temperature: float) -> bool:
+    """Whether a method must give the baseline's tokens."""
+    entry = METHODS[method]
+    levels = ("L0", "L1") if temperature < warp.GREEDY_BELOW else ("L0",)
+    return entry.level in levels and entry.reference == BASELINE
+
+
+def check(plan: Plan, *, has_draft: bool) -> None:
+    """Refuses what cannot run, before a model is loaded.
+
+    Raises:
+        InputError: an unknown method or option, or a draft model that is missing.
+    """
+    for line in plan.lines:
+        for temperature in plan.temperatures:
+            resolve.split(line.method, {"temperature": temperature, **line.options})
+        if "draft" in METHODS[line.method].needs and not has_draft:
+            raise InputError(f"method {line.method!r} needs a draft model: give --draft.")
+
+
+def warm(
+    lm: api.LanguageModel,
+    plan: Plan,
+    cases: Sequence[Case],
+    *,
+    draft: api.LanguageModel | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Compiles every program the plan needs; `tick` is called after every line."""
+    needs: dict[int, set[tuple[int, int]]] = {}
+    for job in jobs(plan, cases):
+        longest = max(len(cases[i].tokens) for i in job.prompts)
+        size = engines.batch_bucket(len(job.prompts))
+        needs.setdefault(size, set()).add((longest, plan.max_new_tokens))
+    for line in plan.lines:
+        for size, requests in needs.items():
+            api.warmup(
+                lm,
+                method=line.method,
+                draft=_draft_of(line, draft),
+                batch_sizes=(size,),
+                requests=sorted(requests),
+                **line.options,
+            )
+        tick()
+
+
+def measure(
+    lm: api.LanguageModel,
+    plan: Plan,
+    cases: Sequence[Case],
+    *,
+    draft: api.LanguageModel | None = None,
+    finished: frozenset[tuple[int, float, int]] = frozenset(),
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, Any]]:
+    """Yields one record (plain data) for each job that is not finished yet.
+
+    A record has the job's fields; per line the seconds of every repeat and, per prompt, new tokens,
+    nfe, tokens forwarded and `equal`; the differences found; the number of programs compiled.
+    `tick` is called after every run.
+    """
+    for number, job in enumerate(jobs(plan, cases)):
+        if job.key in finished:
+            continue
+        batch = [cases[i] for i in job.prompts]
+        order: list[list[str]] = []
+        runs: dict[str, list[Generation]] = {line.label: [] for line in plan.lines}
+        with _count_compilations() as compiled:
+            for repeat in range(plan.repeats):
+                turn = _rotated(plan.lines, number + repeat)
+                order.append([line.label for line in turn])
+                for line in turn:
+                    runs[line.label].append(_run(lm, plan, job, batch, line, draft))
+                    tick()
+        yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
+
+
+def machine(lm: api.LanguageModel) -> dict[str, Any]:
+    """What times depend on besides the code."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxdecode": jaxdecode.__version__,
+        "dtype": lm.dtype.name,
+        "kv_dtype": lm.kv_dtype.name,
+    }
+
+
+def _run(
+    lm: api.LanguageModel,
+    plan: Plan,
+    job: Job,
+    batch: Sequence[Case],
+    line: Line,
+    draft: api.LanguageModel | None,
+) -> Generation:
+    return api.generate(
+        lm,
+        [case.tokens for case in batch],
+        method=line.method,
+        draft=_draft_of(line, draft),
+        batch_size=len(batch),
+        max_new_tokens=plan.max_new_tokens,
+        temperature=job.temperature,
+        seed=[case.seed for case in batch],
+        ignore_eos=plan.ignore_eos,
+        **line.options,
+    )
+
+
+def _record(
+    lm: api.LanguageModel,
+    plan: Plan,
+    job: Job,
+    batch: Sequence[Case],
+    runs: dict[str, list[Generation]],
+) -> dict[str, Any]:
+    expected = runs[BASELINE][0].tokens
+    lines, differences = {}, []
+    for line in plan.lines:
+        outs, rows = runs[line.label], []
+        for b, case in enumerate(batch):
+            equal = None
+            if promised(line.method, job.temperature):
+                found = _difference(lm, plan, job, case, expected[b], [o.tokens[b] for o in outs])
+                equal = found["equal"] if found else EQUAL
+                if found:
+                    differences.append({"line": line.label, "prompt": job.prompts[b], **found})
+            counts = {
+                "tokens": [out.stats[b].num_tokens for out in outs],
+                "nfe": [out.stats[b].nfe for out in outs],
+                "forwarded": [out.stats[b].tokens_forwarded for out in outs],
+            }
+            rows.append({**counts, "equal": equal})
+        lines[line.label] = {"seconds": [out.stats[0].seconds for out in outs], "rows": rows}
+    return {**job._asdict(), "lines": lines, "differences": differences}
+
+
+def _difference(
+    lm: api.LanguageModel,
+    plan: Plan,
+    job: Job,
+    case: Case,
+    expected: list[int],
+    repeats: Sequence[list[int]],
+) -> dict[str, Any] | None:
+    """The worst difference of any repeat from the expected tokens; None if there is none."""
+    worst = None
+    for got in repeats:
+        place = ties.first_difference(expected, got)
+        if place is None:
+            continue
+        gap = ties.gap(lm, case.tokens, expected, got, temperature=job.temperature, seed=case.seed)
+        if worst is None or gap > worst["gap"]:
+            kind = TIE if gap < plan.tie_gap else DIFFERS
+            worst = {"equal": kind, "place": place, "gap": gap, "expected": expected, "got": got}
+    return worst
+
+
+def _draft_of(line: Line, draft: api.LanguageModel | None) -> api.LanguageModel | None:
+    return draft if "draft" in METHODS[line.method].needs else None
+
+
+def _rotated(lines: Sequence[Line], by: int) -> list[Line]:
+    first = by % len(lines)
+    return [*lines[first:], *lines[:first]]
+
+
+@contextlib.contextmanager
+def _count_compilations() -> Iterator[list[float]]:
+    events: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            events.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,120 @@
+"""`jaxdecode bench` as a command: tables, files, what is refused, going on after Ctrl-C."""
+
+import json
+
+import pytest
+
+from jaxdecode.evals import bench
+
+SUITE = [
+    {"tokens": [3, 1, 4, 1, 5], "category": "news"},
+    {"messages": [{"role": "user", "content": "ab"}], "category": "chat", "seed": 5},
+    {"question_id": 81, "category": "writing", "turns": ["abab", "and now?"]},
+    {"prompt": "ba", "category": "news"},
+]
+
+
+@pytest.fixture
+def command(checkpoint, jsonl):
+    run = ("bench", "--model", checkpoint, "--suite", jsonl(*SUITE), "--methods", "prompt_lookup")
+    return (*run, "--max-new-tokens", 6, "--repeats", 1)
+
+
+def test_tables(cli, command):
+    done = cli(*command, "--batch-size", "1,3", "--temperature", "0,0.8")
+    assert done.code == 0 and done.err == ""
+    for title in ("batch 1, temperature 0,", "batch 3, temperature 0.8, 6 new tokens"):
+        assert title in done.out
+    lines = done.out.splitlines()
+    for name in ("news", "chat", "mt_bench", "mixed", "overall"):
+        assert [line for line in lines if line.split()[:2] == [name, "ar"]], name
+    assert "speed-up" in done.out and "1.00x" in done.out and "differ" not in done.out
+    assert lines[-1] == "prompt_lookup: 96 tokens of 16 rows compared with ar: equal"
+
+
+def test_check_only_shows_no_times(cli, command):
+    done = cli(*command, "--check-only", "--num-prompts", 2)
+    assert done.code == 0 and "1.00x" not in done.out
+    assert done.out.splitlines()[-1].startswith("prompt_lookup: 12 tokens of 2 rows")
+
+
+def test_json_has_all_numbers(cli, command, tmp_path):
+    out = tmp_path / "out.json"
+    done = cli(*command, "--json", out)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    found = json.loads(out.read_text())
+    assert found["complete"] and len(found["records"]) == 4
+    assert [row["category"] for row in found["prompts"]] == ["news", "chat", "mt_bench", "news"]
+    assert [row["seed"] for row in found["prompts"]] == [0, 5, 0, 0]
+    machine = ("cpu", "cores", "device", "python", "jax", "jaxdecode", "dtype", "kv_dtype")
+    assert set(found["machine"]) == set(machine) and found["machine"]["dtype"] == "float32"
+    assert {row["line"] for row in found["summary"]} == {"ar", "prompt_lookup"}
+    refused = cli(*command, "--json", out)
+    assert refused.code == 1 and "--overwrite" in refused.err
+    assert json.loads(cli(*command, "--json", "-").out)["complete"]
+
+
+def test_ctrl_c_keeps_what_was_measured_and_resume_goes_on(cli, command, tmp_path, monkeypatch):
+    out, measure = tmp_path / "out.json", bench.measure
+
+    def interrupted(*args, **options):
+        for number, record in enumerate(measure(*args, **options)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", interrupted)
+        done = cli(*command, "--json", out)
+        assert done.code == 130 and "2 of 4 batches" in done.err and "--resume" in done.err
+        table = cli(*command)
+        assert table.code == 130 and "overall" in table.out and "2 of 4" in table.err
+    half = json.loads(out.read_text())
+    assert not half["complete"] and len(half["records"]) == 2
+    other = cli(*command, "--json", out, "--resume", "--max-new-tokens", 7)
+    assert other.code == 2 and "another plan" in other.err
+    assert cli(*command, "--json", out, "--resume").code == 0
+    whole = json.loads(out.read_text())
+    assert whole["complete"] and whole["records"][:2] == half["records"]
+    assert sorted(r["prompts"][0] for r in whole["records"]) == [0, 1, 2, 3]
+
+
+def test_a_difference_is_said_and_fails(cli, command, monkeypatch):
+    monkeypatch.setattr(bench.ties, "first_difference", lambda expected, got: 1)
+    monkeypatch.setattr(bench.ties, "gap", lambda *args, **law: 0.5)
+    done = cli(*command)
+    assert done.code == 1 and "4 differ" in done.out and "differs" in done.out
+    tie = cli(*command, "--tie-gap", 0.6)
+    assert tie.code == 0 and "yes (4 near ties)" in tie.out and "differs" not in tie.out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--methods", "promt_lookup"), "Did you mean 'prompt_lookup'?"),
+        (("--methods", "prompt_lookup:num_draft"), "name:option=value"),
+        (("--batch-size", "1,x"), "separated by commas"),
+        (("--batch-size", "0"), "--batch-size=0"),
+        (("--num-prompts", "0"), "--num-prompts=0"),
+        (("--temperature", "-1"), "temperature=-1"),
+        (("--resume",), "give --json FILE"),
+        (("--suite", "nowhere.jsonl"), "--suite nowhere.jsonl: cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(cli, command, args, message):
+    done = cli(*command, *args)
+    assert done.code == 2 and done.out == "" and message in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"turns": [], "category": "qa"}, '"turns"'),
+        ({"turns": [1]}, '"turns"'),
+        ({"prompt": "x", "category": 3}, '"category" is 3'),
+        ({"prompt": "x", "kind": "y"}, "kind"),
+    ],
+)
+def test_bad_lines_of_a_suite_are_named(cli, checkpoint, jsonl, line, message):
+    done = cli("bench", "--model", checkpoint, "--suite", jsonl({"prompt": "x"}, line))
+    assert done.code == 2 and "prompts.jsonl:2" in done.err and message in done.err

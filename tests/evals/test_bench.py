@@ -1,0 +1,221 @@
+"""`bench`: who runs when, what is compared, and the sums against values worked out by hand."""
+
+import collections
+
+import jax.numpy as jnp
+import pytest
+
+from jaxdecode import api
+from jaxdecode.core import registry
+from jaxdecode.errors import InputError, UnknownNameError
+from jaxdecode.evals import bench, summary, ties
+from jaxdecode.verifiers import sample_match
+from tests import toys
+
+CASES = [
+    bench.Case("s:1", "news", [3, 1, 4, 1, 5], 0),
+    bench.Case("s:2", "chat", [9, 2], 0),
+    bench.Case("s:3", "news", [2, 6, 5, 3, 5, 8, 9, 7, 9], 1),
+    bench.Case("s:4", "chat", [1, 2, 1, 2, 1, 2], 0),
+    bench.Case("s:5", "news", [7], 0),
+]
+
+
+def plan(methods="prompt_lookup", **changes):
+    lines = bench.parse_lines(methods, has_draft=False)
+    return bench.Plan(lines=lines, max_new_tokens=10, **changes)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A line that claims to be exact, but whose rule likes token 5 too much."""
+    entry = registry.METHODS["prompt_lookup"]._replace(verifier="broken")
+    monkeypatch.setitem(registry.METHODS, "broken", entry)
+
+    def make(config):
+        del config
+        like = lambda visit: visit.scores.at[5].add(4.0)  # noqa: E731
+        return sample_match.walk.make(like, reads_children=False)
+
+    module = type("broken", (), {"Config": sample_match.Config, "make": staticmethod(make)})
+    found = bench.resolve._module
+    monkeypatch.setattr(
+        bench.resolve, "_module", lambda *at: module if at[1] == "broken" else found(*at)
+    )
+    bench.resolve._method.cache_clear()
+    yield
+    bench.resolve._method.cache_clear()
+
+
+def test_lines_are_read():
+    lines = bench.parse_lines("prompt_lookup:num_draft=4:ngram=2,prompt_lookup,ar", has_draft=False)
+    assert [line.label for line in lines] == [
+        "ar",
+        "prompt_lookup:num_draft=4:ngram=2",
+        "prompt_lookup",
+    ]
+    assert lines[1].options == {"num_draft": 4, "ngram": 2}
+    everything = {line.label for line in bench.parse_lines("all", has_draft=True)}
+    assert everything == set(registry.METHODS)
+    alone = {line.label for line in bench.parse_lines("L0", has_draft=False)}
+    assert alone == {n for n, e in registry.METHODS.items() if e.level == "L0" and not e.needs}
+    with pytest.raises(UnknownNameError, match="prompt_lookup"):
+        bench.parse_lines("prompt_lokup", has_draft=False)
+    with pytest.raises(InputError, match="temperature=1"):
+        bench.parse_lines("ar:temperature=1", has_draft=False)
+    with pytest.raises(InputError, match="no_such"):
+        bench.check(plan("prompt_lookup:no_such=1"), has_draft=False)
+
+
+def test_a_sample_is_spread_over_categories():
+    names = ["a"] * 10 + ["b"] * 3 + ["c"] * 10
+    chosen = bench.spread(names, 9)
+    assert chosen == [0, 3, 6, 10, 11, 12, 13, 16, 19]
+    assert collections.Counter(names[i] for i in bench.spread(names, 13)) == dict(a=5, b=3, c=5)
+    assert [names[i] for i in bench.spread(names, 2)] == ["a", "b"]
+    assert bench.spread(names, 99) == list(range(23))
+
+
+def test_batches_hold_one_category_as_far_as_they_can():
+    found = bench.jobs(plan(batch_sizes=(1, 2), temperatures=(0.0, 0.8)), CASES)
+    assert len(found) == 2 * (5 + 3) and len({job.key for job in found}) == 16
+    pairs = [job for job in found if job.batch_size == 2 and job.temperature == 0.8]
+    assert [(job.category, job.prompts) for job in pairs] == [
+        ("news", [0, 2]), ("mixed", [4, 1]), ("chat", [3]),
+    ]  # fmt: skip
+
+
+def test_methods_take_turns_in_rotating_order(monkeypatch):
+    calls, generate = [], api.generate
+
+    def spy(lm, prompts, **options):
+        calls.append((prompts[0], options["method"], options["temperature"]))
+        return generate(lm, prompts, **options)
+
+    monkeypatch.setattr(api, "generate", spy)
+    asked = plan("prompt_lookup,prompt_lookup:num_draft=2", repeats=2)
+    records = list(bench.measure(toys.model(), asked, CASES[:2]))
+    a, b, c = (line.label for line in asked.lines)
+    assert [record["order"] for record in records] == [
+        [[a, b, c], [b, c, a]],
+        [[b, c, a], [c, a, b]],
+    ]
+    assert [prompt for prompt, _, _ in calls] == [CASES[0].tokens] * 6 + [CASES[1].tokens] * 6
+    names = [
+        label.split(":")[0] for record in records for turn in record["order"] for label in turn
+    ]
+    assert [method for _, method, _ in calls] == names
+
+
+def test_records_hold_every_number_and_nothing_compiles_after_warm_up():
+    lm, ticks = toys.model(), []
+    asked = plan(batch_sizes=(1, 4), temperatures=(0.0, 0.9), repeats=3)
+    bench.warm(lm, asked, CASES, tick=lambda: ticks.append(1))
+    assert len(ticks) == 2
+    records = list(bench.measure(lm, asked, CASES, tick=lambda: ticks.append(1)))
+    assert len(ticks) == 2 + 2 * 3 * len(records) and len(records) == 2 * (5 + 2)
+    for record in records:
+        assert record["compiled"] == 0 and record["differences"] == []
+        for line in record["lines"].values():
+            assert len(line["seconds"]) == 3 and min(line["seconds"]) > 0
+            assert len(line["rows"]) == len(record["prompts"])
+            for row in line["rows"]:
+                assert row["tokens"] == [10] * 3 and row["equal"] == "yes"
+                assert len(row["nfe"]) == len(row["forwarded"]) == 3
+    totals = summary.compared(records, ["ar", "prompt_lookup"])
+    expected = {"line": "prompt_lookup", "prompts": 20, "tokens": 200, "differ": 0, "ties": 0}
+    assert totals == [expected]
+
+
+def test_what_is_finished_is_left_out():
+    lm, asked = toys.model(), plan()
+    whole = list(bench.measure(lm, asked, CASES))
+    done = frozenset((r["batch_size"], r["temperature"], r["index"]) for r in whole[:3])
+    rest = list(bench.measure(lm, asked, CASES, finished=done))
+    assert [r["prompts"] for r in rest] == [r["prompts"] for r in whole[3:]]
+    assert [r["order"] for r in rest] == [r["order"] for r in whole[3:]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_broken_method_is_found_and_gets_no_speed_up(broken, temperature):
+    asked = plan("prompt_lookup,broken", temperatures=(temperature,))
+    records = list(bench.measure(toys.model(), asked, CASES))
+    labels = [line.label for line in asked.lines]
+    found = {(r["category"], r["line"]): r for r in summary.summarize(records, labels)}
+    bad, good = found["overall", "broken"], found["overall", "prompt_lookup"]
+    assert bad["differ"] > 0 and bad["ties"] == 0
+    assert all(found[category, "broken"]["speedup"] is None for category in ("news", "chat"))
+    assert good["differ"] == 0 and good["speedup"] > 0
+    difference = next(d for r in records for d in r["differences"])
+    place = difference["place"]
+    assert difference["expected"][:place] == difference["got"][:place]
+    assert difference["expected"][place] != difference["got"][place] and difference["gap"] > 1e-4
+
+
+def test_only_promises_are_checked(monkeypatch):
+    line = registry.METHODS["prompt_lookup"]
+    for level, greedy, sampled in (("L0", 1, 1), ("L1", 1, 0), ("L2", 0, 0), ("L3", 0, 0)):
+        monkeypatch.setitem(registry.METHODS, "x", line._replace(level=level))
+        assert (bench.promised("x", 0.0), bench.promised("x", 0.8)) == (greedy, sampled)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_scores_of_the_choice_have_their_maximum_at_the_token_chosen(temperature):
+    lm, prompt = toys.model(), CASES[0].tokens
+    law = {"temperature": temperature, "seed": 3}
+    tokens = api.generate(lm, [prompt], max_new_tokens=12, **law).tokens[0]
+    for place in range(12):
+        scores = ties.choice_scores(lm, [*prompt, *tokens[:place]], prompt, **law)
+        assert scores.argmax() == tokens[place]
+    other = [*tokens[:4], int(scores.argsort()[0]), *tokens[5:]]
+    assert ties.gap(lm, prompt, tokens, other, **law) > 1e-3
+    assert ties.gap(lm, prompt, tokens, tokens[:4], **law) == float("inf")
+    assert ties.gap(lm, prompt, tokens, tokens, **law) == 0.0
+
+
+def test_a_near_tie_is_counted_apart():
+    twin = toys.params(toys.config())
+    head = twin["head"]["kernel"]  # the last token scores as the chosen one does, up to rounding
+    lm, prompt = toys.model(), CASES[0].tokens
+    token = api.generate(lm, [prompt], max_new_tokens=1).tokens[0][0]
+    kernel = head.at[60].set(head[token] * jnp.float32(1 - 1e-7))
+    tied = api.from_params(lm.config, twin | {"head": {"kernel": kernel}})
+    law = {"temperature": 0.0, "seed": 0}
+    assert ties.gap(tied, prompt, [token], [60], **law) < 1e-4
+    assert ties.gap(tied, prompt, [token], [(token + 1) % 60], **law) > 1e-4
+
+
+def record(index, category, ar, other):
+    """A job of one prompt; per line the seconds, and (tokens, nfe, equal)."""
+    lines = {}
+    for label, (seconds, (tokens, nfe, equal)) in {"ar": ar, "x": other}.items():
+        repeats = len(seconds)
+        row = {"tokens": [tokens] * repeats, "nfe": [nfe] * repeats, "equal": equal}
+        lines[label] = {"seconds": seconds, "rows": [row]}
+    job = {"batch_size": 1, "temperature": 0.0, "index": index, "category": category}
+    return job | {"lines": lines}
+
+
+def test_sums_by_hand():
+    records = [
+        record(0, "a", ([2.0, 9.0, 2.2], (20, 20, "yes")), ([1.0, 1.1, 7.0], (20, 8, "yes"))),
+        record(1, "a", ([1.8, 1.8, 1.8], (10, 10, "yes")), ([0.9, 0.9, 0.9], (10, 4, "tie"))),
+        record(2, "b", ([1.0, 1.0, 1.0], (10, 10, "yes")), ([2.0, 2.0, 2.0], (10, 8, "yes"))),
+    ]
+    rows = {(r["category"], r["line"]): r for r in summary.summarize(records, ["ar", "x"])}
+    assert list(dict.fromkeys(category for category, _ in rows)) == ["a", "b", "overall"]
+    a, b, overall = (rows[category, "x"] for category in ("a", "b", "overall"))
+    assert a["seconds"] == pytest.approx(2.0) and a["tokens_per_second"] == pytest.approx(15.0)
+    assert a["speedup"] == pytest.approx(4.0 / 2.0) and a["acceptance_length"] == 30 / 12
+    assert b["speedup"] == pytest.approx(0.5) and b["acceptance_length"] == 1.25
+    assert overall["speedup"] == pytest.approx(5.0 / 4.0) and overall["nfe"] == 20
+    assert (overall["prompts"], overall["tokens"]) == (3, 40)
+    assert (a["ties"], b["ties"], overall["differ"]) == (1, 0, 0)
+    assert rows["overall", "ar"]["speedup"] == 1.0
+    assert summary.compared(records, ["ar", "x"])[0]["tokens"] == 40
+    records[2]["lines"]["x"]["rows"][0]["equal"] = "no"
+    spoilt = {(r["category"], r["line"]): r for r in summary.summarize(records, ["ar", "x"])}
+    assert all(spoilt[category, "x"]["speedup"] is None for category in ("a", "b", "overall"))
+    records[2]["lines"]["x"]["rows"][0]["equal"] = None
+    silent = {(r["category"], r["line"]): r for r in summary.summarize(records, ["ar", "x"])}
+    assert silent["b", "x"]["differ"] is None and silent["b", "x"]["speedup"] == 0.5
