@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxdecode import engine as engines
 from jaxdecode import resolve
-from jaxdecode.convert import download, pipeline
+from jaxdecode.convert import download, pipeline, vocab
 from jaxdecode.convert.open import open_source
 from jaxdecode.convert.tokenizer import TextStream, Tokenizer
-from jaxdecode.core.protocols import Models, Target
+from jaxdecode.core.protocols import DraftWeights, Models, Target
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, layout
@@ -333,8 +333,15 @@ def _engine(
 ) -> engines.Engine:
     bound = lambda model: resolve.model_of(model.config, model.target, model.kv_dtype)  # noqa: E731
     models = Models(bound(lm), bound(draft) if draft is not None else None)
-    method, weights = resolve.weights_of(choice, models, lm.params, draft and draft.params)
+    takes_one = "draft" in choice.entry.needs
+    params = _draft_weights(lm, draft) if draft is not None and takes_one else None
+    method, weights = resolve.weights_of(choice, models, lm.params, params)
     return engines.Engine(model=models.target, method=method, weights=weights)
+
+
+def _draft_weights(lm: LanguageModel, draft: LanguageModel) -> DraftWeights:
+    sides = [vocab.Vocabulary(x.name, x.config.vocab_size, x.tokenizer) for x in (lm, draft)]
+    return DraftWeights(draft.params, *(vocab.match(*sides) or ()))
 
 
 def _run(lm, engine, prompts, keys, options, steps) -> Iterator[engines.Snapshot]:

@@ -90,6 +90,22 @@ def _refuse(name: str, entry: Entry, asked: Options) -> None:
             )
 
 
+def check_draft(name: str, *, given: bool) -> None:
+    """Refuses a method without the draft model it needs, or with one it does not use."""
+    needed = "draft" in METHODS[name].needs
+    if needed and not given:
+        raise InputError(
+            f"method {name!r} needs a draft model: pass draft=jd.load(...), on the command line "
+            "--draft NAME_OR_PATH."
+        )
+    if given and not needed:
+        takers = [other for other, entry in METHODS.items() if "draft" in entry.needs]
+        raise InputError(
+            f"method {name!r} does not use a draft model; leave draft out, or use one of "
+            f"{', '.join(takers)}."
+        )
+
+
 def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple[Method, Weights]:
     """The method's bundles, and the parameters of target and drafter in the form they read.
 
@@ -97,20 +113,9 @@ def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple
         choice: method and options.
         models: target and draft model.
         target: the target's parameters.
-        draft: the draft model's parameters, or None.
+        draft: the draft model's `DraftWeights`, or None.
     """
-    needs_draft = "draft" in choice.entry.needs
-    if needs_draft and models.draft is None:
-        raise InputError(
-            f"method {choice.name!r} needs a draft model: pass draft=jd.load(...), on the command "
-            "line --draft NAME_OR_PATH."
-        )
-    if models.draft is not None and not needs_draft:
-        takers = [name for name, entry in METHODS.items() if "draft" in entry.needs]
-        raise InputError(
-            f"method {choice.name!r} does not use a draft model; leave draft out, or use one of "
-            f"{', '.join(takers)}."
-        )
+    check_draft(choice.name, given=models.draft is not None)
     method = _method(choice, models)
     weights = Weights(target=target, drafter=draft)
     if method.drafter.prepare is not None:

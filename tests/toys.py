@@ -9,7 +9,8 @@ import numpy as np
 from jaxdecode import api, options, resolve
 from jaxdecode import engine as engines
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.core.protocols import Models, Weights
+from jaxdecode.core.protocols import DraftWeights, Models, Weights
+from jaxdecode.core.registry import METHODS
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig, Rope
 from jaxdecode.sampling import noise
@@ -70,6 +71,21 @@ def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
     """A random language model without a tokenizer."""
     built = gemma_like() if name == "gemma" else config()
     return api.from_params(built, params(built, seed), name=name)
+
+
+def helpers(name: str) -> dict:
+    """What a method needs besides the target, as keyword arguments of `generate`."""
+    return {"draft": model(seed=5)} if "draft" in METHODS[name].needs else {}
+
+
+def drafted(lm: api.LanguageModel, name: str, draft: api.LanguageModel, maps=(), **asked):
+    """What runs a method that needs a draft model; `maps` as in `DraftWeights`."""
+    _, choice = resolve.split(name, asked)
+    weights = DraftWeights(draft.params, *maps)
+    chosen, params = resolve.weights_of(
+        choice, Models(_bound(lm), _bound(draft)), lm.params, weights
+    )
+    return engines.Engine(model=_bound(lm), method=chosen, weights=params)
 
 
 def method(lm: api.LanguageModel, name: str, **asked):

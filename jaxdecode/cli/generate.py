@@ -1,5 +1,6 @@
 """`jaxdecode generate`: prompts in, text or JSON lines out."""
 
+import ast
 import dataclasses
 import json
 import time
@@ -38,7 +39,7 @@ class Generate:
     """Continue prompts with a model.
 
     Give one of --prompt, --message and --prompts.
-    Text goes to stdout and statistics to stderr; with --json, one line per prompt on stdout.
+    Text goes to stdout and statistics to stderr; with --json, one line per result on stdout.
     """
 
     model: Annotated[str, arg(metavar="NAME_OR_PATH")]
@@ -50,6 +51,16 @@ class Generate:
     prompts: Annotated[_File, arg(help=_PROMPTS_HELP)] = None
     method: str = "ar"
     """Decoding method (see `jaxdecode methods`)."""
+    draft: Annotated[
+        str | None, arg(metavar="NAME_OR_PATH", constructor=str, help_behavior_hint="")
+    ] = None
+    """Draft model of methods that need one, named like the model."""
+    num_draft: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Most draft tokens per step, for methods that have this option."""
+    set: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")] = ()
+    """Any other option of the method; repeat for more."""
+    n: Annotated[int, arg(aliases=("-n",))] = 1
+    """Samples per prompt."""
     max_new_tokens: int = 128
     """Most new tokens per prompt."""
     temperature: float = 0.0
@@ -73,7 +84,7 @@ class Generate:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto is float32 on CPU, else bfloat16."""
     json: Flag = False
-    """Print one JSON line per prompt: tokens, text, finish_reason, stats."""
+    """Print one JSON line per result: tokens, text, finish_reason, stats; with --n also sample."""
     logprobs: Flag = False
     """Add the log-probability of every new token to the JSON lines."""
     stream: Flag = False
@@ -96,11 +107,13 @@ class Generate:
 
             # Before a model is fetched and loaded: wrong values should not cost minutes.
             resolve.split(self.method, self._options([line.seed for line in lines]))
-            lm = self._load()
+            resolve.check_draft(self.method, given=self.draft is not None)
+            lm = self._load(self.model)
+            draft = None if self.draft is None else self._load(self.draft)
             if self.stream:
-                self._stream(lm, lines[0], out)
+                self._stream(lm, draft, lines[0], out)
             else:
-                self._batches(lm, lines, out)
+                self._batches(lm, draft, lines, out)
         return 0
 
     def _lines(self) -> list[PromptLine]:
@@ -117,12 +130,16 @@ class Generate:
     def _check(self, lines: list[PromptLine]) -> None:
         if self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size} is out of range; it must be >= 1.")
+        if self.n < 1:
+            raise InputError(f"--n {self.n} is out of range; it must be >= 1.")
         if self.logprobs and not self.json:
             raise InputError("--logprobs are part of the JSON lines; add --json.")
         if self.stream and (self.json or self.out is not None):
             raise InputError("--stream prints plain text to stdout; leave out --json and --out.")
-        if self.stream and len(lines) != 1:
-            raise InputError(f"--stream takes one prompt, got {len(lines)}.")
+        if self.stream and (len(lines) != 1 or self.n != 1):
+            raise InputError(
+                f"--stream takes one prompt and one sample, got {len(lines)} and {self.n}."
+            )
 
     def _options(self, seeds: list[int | None]) -> dict[str, Any]:
         return {
@@ -135,34 +152,58 @@ class Generate:
             "stop": self.stop,
             "ignore_eos": self.ignore_eos,
             "seed": [self.seed if seed is None else seed for seed in seeds],
+            **({} if self.num_draft is None else {"num_draft": self.num_draft}),
+            **self._set_options(),
         }
 
-    def _load(self) -> "LanguageModel":
+    def _set_options(self) -> dict[str, Any]:
+        """What --set gives, with values read as Python literals where they are some."""
+        options: dict[str, Any] = {}
+        flags = {field.name for field in dataclasses.fields(self)}
+        for item in self.set:
+            name, equals, value = item.partition("=")
+            name = name.strip().replace("-", "_")
+            if not equals or not name:
+                raise InputError(f"--set {item!r} is not of the form NAME=VALUE.")
+            if name in flags:
+                raise InputError(f"--set {item!r}: use --{name.replace('_', '-')} for this option.")
+            if name in options:
+                raise InputError(f"--set {name}=... is given twice.")
+            options[name] = _literal(value)
+        return options
+
+    def _load(self, name: str) -> "LanguageModel":
         from jaxdecode import api
 
         begin = time.perf_counter()
         lm = api.load(
-            self.model,
+            name,
             dtype=None if self.dtype == "auto" else self.dtype,
             accept_terms=self.accept_terms,
             progress=show_progress(self.progress),
         )
         if not self.json:
-            note(f"loaded {self.model} in {time.perf_counter() - begin:.1f} s")
+            note(f"loaded {name} in {time.perf_counter() - begin:.1f} s")
         return lm
 
-    def _batches(self, lm: "LanguageModel", lines: list[PromptLine], out: TextIO) -> None:
+    def _batches(
+        self,
+        lm: "LanguageModel",
+        draft: "LanguageModel | None",
+        lines: list[PromptLine],
+        out: TextIO,
+    ) -> None:
         prompts = tokenize_all(lm, lines)
         done, begin, num_tokens = 0, time.perf_counter(), 0
-        for first, batch in _sliced(prompts, self.batch_size):
+        for first, batch in _sliced(prompts, max(self.batch_size // self.n, 1)):
             last = first + len(batch)
             title = f"prompts {first + 1} to {last} of {len(lines)}"
             options = self._options([line.seed for line in lines[first:last]])
-            total = len(batch) * self.max_new_tokens
+            total = len(batch) * self.n * self.max_new_tokens
             with progress_bar(title, total, show_progress(self.progress)) as progress:
-                result = self._generate(lm, batch, progress, options)
-            for row in range(len(batch)):
-                self._write(result, row, done, len(lines), out)
+                result = self._generate(lm, draft, batch, progress, options)
+            for row in range(len(result.tokens)):
+                self._write(result, row, done, len(lines) * self.n, out)
                 done += 1
             num_tokens += sum(stats.num_tokens for stats in result.stats)
         if not self.json:
@@ -172,6 +213,7 @@ class Generate:
     def _generate(
         self,
         lm: "LanguageModel",
+        draft: "LanguageModel | None",
         prompts: list[list[int]],
         progress: Callable[[int], None] | None,
         options: dict[str, Any],
@@ -182,6 +224,8 @@ class Generate:
             lm,
             prompts,
             method=self.method,
+            draft=draft,
+            n=self.n,
             batch_size=self.batch_size,
             progress=progress,
             **options,
@@ -189,7 +233,10 @@ class Generate:
 
     def _write(self, result: "Generation", row: int, index: int, total: int, out: TextIO) -> None:
         if self.json:
-            print(json.dumps(_record(result, row, self.logprobs)), file=out, flush=True)
+            record = _record(result, row, self.logprobs)
+            if self.n > 1:
+                record["sample"] = row % self.n
+            print(json.dumps(record), file=out, flush=True)
             return
         text = result.texts[row]
         if text is None:
@@ -198,14 +245,18 @@ class Generate:
             print(f"--- {index + 1} ---", file=out)
         print(text, file=out, flush=True)
 
-    def _stream(self, lm: "LanguageModel", line: PromptLine, out: TextIO) -> None:
+    def _stream(
+        self, lm: "LanguageModel", draft: "LanguageModel | None", line: PromptLine, out: TextIO
+    ) -> None:
         from jaxdecode import api
 
         finished: list[Generation] = []
         prompt = tokenize_all(lm, [line])[0]
         options = self._options([line.seed])
         begin, first = time.perf_counter(), None
-        pieces = api.stream(lm, prompt, method=self.method, on_finish=finished.append, **options)
+        pieces = api.stream(
+            lm, prompt, method=self.method, draft=draft, on_finish=finished.append, **options
+        )
         try:
             for piece in pieces:
                 first = first or time.perf_counter()
@@ -214,6 +265,13 @@ class Generate:
             # Also after Ctrl-C, so that what is said next stands on its own line.
             print(file=out, flush=True)
         note(_stream_stats(finished[0].stats[0].num_tokens, begin, first or time.perf_counter()))
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
 
 
 def _sliced(items: list, size: int) -> Iterator[tuple[int, list]]:

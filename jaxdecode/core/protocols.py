@@ -7,7 +7,7 @@ and states are pytrees that pass through it.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdecode.core.types import pytree
 
@@ -23,13 +23,32 @@ class Weights(NamedTuple):
 
     Attributes:
         target: the target's parameters.
-        drafter: the drafter's, in its own form; None if it has none.
+        drafter: the drafter's, in its own form; None if it has none. A draft model comes as
+            `DraftWeights`.
         verifier: the verifier's; None if it has none.
     """
 
     target: Any
     drafter: Any = None
     verifier: Any = None
+
+
+class DraftWeights(NamedTuple):
+    """A draft model's parameters, and how its vocabulary relates to the target's.
+
+    Attributes:
+        params: the draft model's parameters.
+        to_draft: for every target token the draft token that stands for it in the draft model's
+            context, -1 for none; None if both models count their tokens alike.
+        column: for every target token its column in the draft model's scores, -1 for none; None
+            if the columns are the target's tokens.
+        head: what the scores are computed with where that is not `params`: a trimmed head.
+    """
+
+    params: Any
+    to_draft: Int[Array, "V"] | None = None
+    column: Int[Array, "V"] | None = None
+    head: Any = None
 
 
 @pytree

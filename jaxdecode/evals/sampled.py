@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, UInt32
 
 from jaxdecode import api, resolve
 from jaxdecode.core import loop, prefill
-from jaxdecode.core.protocols import Method, Model, Models, Weights
+from jaxdecode.core.protocols import DraftWeights, Method, Model, Models, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Request, Sampling, Stats
 from jaxdecode.evals import toys
 
@@ -61,7 +61,8 @@ def setup(
     if "draft" not in choice.entry.needs:
         draft = None
     models = Models(bind(lm), None if draft is None else bind(draft))
-    method, weights = resolve.weights_of(choice, models, lm.params, draft and draft.params)
+    own = None if draft is None else DraftWeights(draft.params)
+    method, weights = resolve.weights_of(choice, models, lm.params, own)
     return Setup(method, weights, models.target)
 
 
@@ -88,8 +89,9 @@ def counts(
     cells, accepted, steps = np.zeros(size**NUM_NEW, np.int64), 0, 0
     for batch in range(whole(samples) // ROWS):
         keys = np.random.default_rng(batch).integers(0, 2**32, (ROWS, 2), np.uint32)
+        start = _start(ready, template, keys)
         more, stats = jax.device_get(
-            _run(ready.weights, template, keys, model=ready.model, method=ready.method)
+            _run(ready.weights, *start, model=ready.model, method=ready.method)
         )
         cells += more
         accepted, steps = accepted + int(stats.num_accepted.sum()), steps + int(stats.nfe.sum())
@@ -122,19 +124,14 @@ def _template(ready: Setup) -> tuple[Any, Canvas]:
     return cache, canvas
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
-def _run(
-    weights: Weights,
-    template: tuple[Any, Canvas],
-    keys: UInt32[Array, "B 2"],
-    *,
-    model: Model,
-    method: Method,
-) -> tuple[Int[Array, "cells"], Stats]:
-    rows = keys.shape[0]
+def _start(
+    ready: Setup, template: tuple[Any, Canvas], keys: UInt32[np.ndarray, "B 2"]
+) -> tuple[Request, DecodeState]:
+    """The first state of a batch of equal rows; drafters begin on the host."""
+    rows, method = keys.shape[0], ready.method
     cache, canvas = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), template)
     request = Request(
-        key=keys,
+        key=jnp.asarray(keys),
         sampling=Sampling(temperature=jnp.full(rows, TEMPERATURE, jnp.float32)),
         stop_tokens=jnp.full(1, -1, jnp.int32),
     )
@@ -143,10 +140,22 @@ def _run(
     state = DecodeState(
         canvas=canvas,
         cache=cache,
-        drafter=method.drafter.init(weights, request, canvas, view, None),
+        drafter=method.drafter.init(ready.weights, request, canvas, view, None),
         stats=Stats(nfe=zero, num_accepted=zero, tokens_forwarded=zero),
         step=jnp.int32(0),
     )
+    return request, state
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def _run(
+    weights: Weights,
+    request: Request,
+    state: DecodeState,
+    *,
+    model: Model,
+    method: Method,
+) -> tuple[Int[Array, "cells"], Stats]:
     end = loop.run(weights, request, state, jnp.int32(NUM_NEW), target=model.target, method=method)
     new = jax.lax.slice_in_dim(end.canvas.tokens, len(PROMPT), len(PROMPT) + NUM_NEW, axis=1)
     size = model.config.vocab_size

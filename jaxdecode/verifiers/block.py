@@ -67,7 +67,8 @@ def laws(
     free = left.sum(-1)
     room = free + 1.0 - weights
     holds = jnp.where(last, weights, jnp.where(room > 0, free / jnp.maximum(room, 1e-30), 1.0))
-    holds = jnp.where(valid, holds, 0.0).at[0].set(1.0)
+    # Rounding must not lift a chance above 1: what is left of 1 would be negative.
+    holds = jnp.where(valid, jnp.minimum(holds, 1.0), 0.0).at[0].set(1.0)
     fails_later = jnp.cumprod((1.0 - holds)[::-1])[::-1]
     length = holds * jnp.concatenate([fails_later[1:], one[None]])
     next_token = jax.vmap(residual.normalise)(left, target)

@@ -38,13 +38,15 @@ def slow_reference(lm, prompt, num_new, temperature=0.0, top_k=0, top_p=1.0, see
 def test_tokens_are_those_of_the_slow_reference(name, law):
     for model in ("llama", "gemma"):
         lm = toys.model(model)
-        out = jd.generate(lm, PROMPTS, method=name, max_new_tokens=12, **law)
+        more = law | toys.helpers(name)
+        out = jd.generate(lm, PROMPTS, method=name, max_new_tokens=12, **more)
         assert out.tokens == [slow_reference(lm, prompt, 12, **law) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_row_advances_and_counts_add_up(name):
-    out = jd.generate(toys.model(), PROMPTS, method=name, max_new_tokens=17)
+    more = toys.helpers(name)
+    out = jd.generate(toys.model(), PROMPTS, method=name, max_new_tokens=17, **more)
     for stats, tokens, steps in zip(out.stats, out.tokens, out.steps, strict=True):
         assert stats.num_tokens == len(tokens) == 17
         assert 1 <= stats.nfe <= 17 and stats.tokens_forwarded >= stats.nfe
@@ -54,10 +56,10 @@ def test_every_row_advances_and_counts_add_up(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_ends_where_its_first_stop_token_is(name):
-    lm = toys.model()
-    free = jd.generate(lm, PROMPTS, method=name, max_new_tokens=20)
+    lm, asked = toys.model(), dict(method=name, max_new_tokens=20) | toys.helpers(name)
+    free = jd.generate(lm, PROMPTS, **asked)
     stop = free.tokens[0][6]
-    out = jd.generate(lm, PROMPTS, method=name, max_new_tokens=20, stop_tokens=[stop])
+    out = jd.generate(lm, PROMPTS, stop_tokens=[stop], **asked)
     for ours, whole in zip(out.tokens, free.tokens, strict=True):
         assert ours == (whole[: whole.index(stop) + 1] if stop in whole else whole)
 
