@@ -74,10 +74,20 @@ class Target(NamedTuple):
     forward: (params, tokens [B, T] or Blend, mask program, cached rows or None, taps)
              -> TargetOutput
     logits:  (params, hidden [..., D]) -> float32 scores [..., V]
+
+    The parts that forward is made of, for those who need only some of the layers:
+
+    embed:   (params, tokens) -> x [B, T, D]
+    layers:  (params, x, mask program, cached rows of these layers, first, last) -> (x, new rows),
+             through layers first to last - 1
+    norm:    (params, x) -> hidden states that the head reads
     """
 
     forward: Callable[..., TargetOutput]
     logits: Callable[..., Any]
+    embed: Callable[..., Any] | None = None
+    layers: Callable[..., Any] | None = None
+    norm: Callable[..., Any] | None = None
 
 
 class Cache(NamedTuple):

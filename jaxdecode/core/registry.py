@@ -87,6 +87,9 @@ METHODS = {
     "token_recycling": Entry(
         drafter="token_recycling",
         tree="static",
+    "layerskip": Entry(
+        drafter="layerskip",
+        tree="chain",
         verifier="sample_match",
         commit="prefix",
         cache="dense",
@@ -95,6 +98,9 @@ METHODS = {
         source="arXiv:2408.08696",
         tier="stable",
         summary="a tree of the followers that the target last scored highest after each token",
+        source="arXiv:2404.16710",
+        tier="stable",
+        summary="the target's own first layers draft, the whole target verifies",
     ),
     "superposed": Entry(
         drafter="superposed",

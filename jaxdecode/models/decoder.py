@@ -40,7 +40,16 @@ def make_target(config: ModelConfig, kv_dtype: Any = jnp.float32) -> Target:
     def logits(params, hidden):
         return _logits(config, params, hidden)
 
-    return Target(forward=forward, logits=logits)
+    def layers(params, x, mask, cached, first, last):
+        return _layers(config, block, params, x, mask, cached, range(first, last))[:2]
+
+    return Target(
+        forward=forward,
+        logits=logits,
+        embed=lambda params, tokens: _embed(config, params, tokens),
+        layers=layers,
+        norm=lambda params, x: _final_norm(config, params, x),
+    )
 
 
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Params:
@@ -119,20 +128,40 @@ def _forward(
     cached: Rows | None,
     taps: tuple[str, ...],
 ) -> TargetOutput:
-    x = _embed(params["embed"]["embedding"], tokens)
-    if config.embed_scale != 1.0:
-        x = x * jnp.asarray(config.embed_scale, x.dtype)
-    run = _run_list if isinstance(params["layers"], Sequence) else _run_scan
+    x = _embed(config, params, tokens)
     seen: dict[str, Any] = {"embed": x}
-    x, rows, layer_taps = run(
-        config, block, params["layers"], x, mask, cached, _tapped_layers(config, taps)
-    )
-    hidden: Any = _norm(config).apply({"params": params["final_norm"]}, x)
+    tapped = _tapped_layers(config, taps)
+    every = range(config.num_layers)
+    x, rows, layer_taps = _layers(config, block, params, x, mask, cached, every, tapped)
+    hidden: Any = _final_norm(config, params, x)
     seen |= {f"layer.{i}": tap for i, tap in layer_taps.items()} | {"final": hidden}
     return TargetOutput(hidden=hidden, rows=rows, taps={name: seen[name] for name in taps})
 
 
-def _embed(table: Float[Array, "V D"], tokens: Int[Array, "B T"] | Blend) -> Float[Array, "B T D"]:
+def _embed(config: ModelConfig, params: Params, tokens: Int[Array, "B T"] | Blend):
+    x = _table_rows(params["embed"]["embedding"], tokens)
+    if config.embed_scale != 1.0:
+        x = x * jnp.asarray(config.embed_scale, x.dtype)
+    return x
+
+
+def _final_norm(config: ModelConfig, params: Params, x: Float[Array, "*B D"]):
+    return _norm(config).apply({"params": params["final_norm"]}, x)
+
+
+def _layers(config, block, params, x, mask, cached, span: range, tapped=()):
+    """Runs the layers of `span`; `cached` and the rows returned are of these layers only."""
+    layers = params["layers"]
+    if isinstance(layers, Sequence):
+        return _run_list(config, block, layers, x, mask, cached, span, tapped)
+    if len(span) < config.num_layers:
+        layers = jax.tree.map(lambda leaf: leaf[span.start : span.stop], layers)
+    return _run_scan(config, block, layers, x, mask, cached, span, tapped)
+
+
+def _table_rows(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"] | Blend
+) -> Float[Array, "B T D"]:
     if not isinstance(tokens, Blend):
         return ops.embed(table, tokens)
     rows = ops.embed(table, tokens.tokens).astype(jnp.float32)
@@ -158,12 +187,13 @@ def _angle_pair(config: ModelConfig, positions: Int[Array, "B T"]):
     return full, rope.angles(config.local_rope, config.head_dim, positions)
 
 
-def _run_list(config, block, layers, x, mask, cached, tapped):
+def _run_list(config, block, layers, x, mask, cached, span, tapped):
     full, local = _angle_pair(config, mask.positions)
     rows, taps = [], {}
-    for i, (layer, window) in enumerate(zip(layers, config.layer_windows, strict=True)):
-        view = None if cached is None else (cached[0][i], cached[1][i])
-        variables = {"params": layer}
+    for n, i in enumerate(span):
+        window = config.layer_windows[i]
+        view = None if cached is None else (cached[0][n], cached[1][n])
+        variables = {"params": layers[i]}
         x, new_rows = block.apply(variables, x, local if window else full, mask, view, window)
         rows.append(new_rows)
         if i in tapped:
@@ -172,12 +202,13 @@ def _run_list(config, block, layers, x, mask, cached, tapped):
     return x, (keys, values), taps
 
 
-def _run_scan(config, block, layers, x, mask, cached, tapped):
+def _run_scan(config, block, layers, x, mask, cached, span, tapped):
     full, local = _angle_pair(config, mask.positions)
     # The window is data here, so that layers of both kinds share one body; "all" is a window
     # no position can leave.
-    windows = jnp.asarray([w or config.max_length + 1 for w in config.layer_windows], jnp.int32)
-    is_local = jnp.asarray([bool(w) for w in config.layer_windows])
+    spans = [config.layer_windows[i] for i in span]
+    windows = jnp.asarray([w or config.max_length + 1 for w in spans], jnp.int32)
+    is_local = jnp.asarray([bool(w) for w in spans])
 
     def body(x, layer):
         params, window, windowed, view = layer
