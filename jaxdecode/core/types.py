@@ -151,7 +151,8 @@ class Proposal:
         parent: index of the parent node; -1 at the root; always smaller than the node's own index.
         depth: 0 at the root; a node's position is `length + depth`.
         valid: False for padding; a short draft is a mask, never a new shape.
-        max_depth: static bound on depth; a path has at most max_depth + 1 nodes.
+        max_depth: static bound on the depth of nodes that are no probes; a path has at most
+            max_depth + 1 nodes.
         max_children: static bound on the children of all nodes that share one path; only rules
             that read the draft law need it.
         draft_probs: law the children of each node were drawn from; None if nothing was drawn.
