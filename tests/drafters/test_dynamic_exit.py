@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxdecode as jd
-from jaxdecode import engine, options
+from jaxdecode import api, engine, options
 from jaxdecode.drafters import dynamic_exit
 from jaxdecode.errors import InputError
 from tests import toys
@@ -52,14 +52,25 @@ def test_a_draft_by_all_layers_is_always_right():
         assert misses.tolist() == [1.0, 1.0, 1.0], "that of the prior"
 
 
+def fading(lm, factor):
+    """The model with all layers but the first turned down."""
+    names = ("attn_post_norm", "mlp_post_norm")
+    turned = [
+        {**layer, **{name: {"scale": factor * (layer[name]["scale"] + 1) - 1} for name in names}}
+        for layer in lm.params["layers"][1:]
+    ]
+    return api.from_params(lm.config, lm.params | {"layers": [lm.params["layers"][0], *turned]})
+
+
 def test_the_rate_of_the_exit_in_use_is_its_acceptance():
-    """Two of four layers draft a model whose other layers do little: some drafts fail."""
-    lm = toys.model("gemma")
-    done, state = decode(lm, [PROMPTS[0]], 40, exits=(3,), decay=1.0, num_draft=2)
+    """One layer drafts for a model whose other layers say little: some drafts fail."""
+    lm = fading(toys.model("gemma"), 0.3)
+    done, state = decode(lm, [PROMPTS[0]], 40, exits=(1,), decay=1.0, num_draft=2)
     steps, accepted = done.stats.nfe[0], done.stats.num_accepted[0]
     drafted = done.stats.tokens_forwarded[0] - steps
-    matched = float(state.matched[0, 0]) - 1
+    matched, counted = float(state.matched[0, 0]) - 1, float(state.counted[0, 0]) - 2
     assert 0 < accepted < drafted
+    assert counted == steps + accepted == 40
     # After a wholly accepted draft one more position is compared than was drafted.
     assert accepted <= matched <= accepted + steps
 
