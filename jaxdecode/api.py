@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdecode import costs, resolve
 from jaxdecode import engine as engines
-from jaxdecode import resolve
 from jaxdecode.convert import download, pipeline, vocab
 from jaxdecode.convert.open import open_source
 from jaxdecode.convert.tokenizer import TextStream, Tokenizer
@@ -353,6 +353,7 @@ def _run(lm, engine, prompts, keys, options, steps) -> Iterator[engines.Snapshot
         config=lm.config,
         end_tokens=lm.end_tokens,
     )
+    costs.with_prices(engine, request, prompts, options.max_new_tokens)
     steps = steps or itertools.repeat(STEPS_PER_CALL)
     return engines.run(engine, request, prompts, options.max_new_tokens, steps)
 

@@ -104,6 +104,15 @@ def distinct(
     return list(found.values())
 
 
+def slots_of(engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """Slots of the canvas for these prompts."""
+    longest = max(map(len, prompts))
+    # The last prompt token stays pending: the first step scores it.
+    plan = list(prefill.chunks(longest - 1))
+    end = min(longest + max_new_tokens, engine.model.config.max_length)
+    return _slots(plan, end + engine.slack)
+
+
 def _slots(plan: Sequence[tuple[int, int]], end: int) -> int:
     covered = plan[-1][0] + plan[-1][1] if plan else 0
     return slot_bucket(max(covered, end))
@@ -126,7 +135,7 @@ def run(
         steps: steps per call; every new value costs nothing.
     """
     begin = time.perf_counter()
-    state = _prefilled(engine, request, prompts, max_new_tokens)
+    state = prefilled(engine, request, prompts, max_new_tokens)
     for num_steps in steps:
         state = loop.run(
             engine.weights,
@@ -148,15 +157,12 @@ def run(
         yield Snapshot(canvas, stats, time.perf_counter() - begin)
 
 
-def _prefilled(
+def prefilled(
     engine: Engine, request: Request, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> DecodeState:
+    """The state before the first step: prompts in the canvas, their keys and values cached."""
     model, method, weights = engine.model, engine.method, engine.weights
-    longest = max(map(len, prompts))
-    # The last prompt token stays pending: the first step scores it.
-    plan = list(prefill.chunks(longest - 1))
-    end = min(longest + max_new_tokens, model.config.max_length)
-    slots = _slots(plan, end + engine.slack)
+    slots = slots_of(engine, prompts, max_new_tokens)
     host = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
     canvas = jax.tree.map(jnp.asarray, host)
     cache = method.cache.init(

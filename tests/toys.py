@@ -11,6 +11,7 @@ from jaxdecode import engine as engines
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import DraftWeights, Models, Weights
 from jaxdecode.core.registry import METHODS
+from jaxdecode.core.types import Verdict
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig, Rope
 from jaxdecode.sampling import noise
@@ -144,3 +145,13 @@ def _teacher_forced(params, row, size, *, target, taps):
     program = causal(row.shape[1], size)
     output = target.forward(params, row, program, None, taps)
     return target.logits(params, output.hidden), output.taps
+
+
+def verdict(tokens, num_accepted: int) -> Verdict:
+    """One row's verdict with these tokens."""
+    return Verdict(
+        tokens=jnp.asarray(tokens, jnp.int32),
+        logprob=jnp.zeros(len(tokens)),
+        path=jnp.arange(len(tokens), dtype=jnp.int32),
+        num_accepted=jnp.int32(num_accepted),
+    )

@@ -33,7 +33,7 @@ def use_compile_cache() -> None:
     """Keeps compiled programs on disk between runs, unless JAX's own settings say something."""
     import jax
 
-    from jaxdecode.convert.download import cache_dir
+    from jaxdecode.paths import cache_dir
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

@@ -15,19 +15,10 @@ from typing import IO
 from jaxdecode.convert.catalog import ModelEntry, Part, model_entry
 from jaxdecode.convert.checkpoint import FORMAT_VERSION, MANIFEST
 from jaxdecode.errors import DownloadError, InputError
+from jaxdecode.paths import cache_dir
 
 _CHUNK = 2**20
 _HUB_PATTERNS = ["*.safetensors", "*.json", "tokenizer.model"]
-
-
-def cache_dir() -> Path:
-    """Where downloaded and converted models are kept; JAXDECODE_CACHE overrides it."""
-    override = os.environ.get("JAXDECODE_CACHE")
-    if override:
-        return Path(override).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_cache_path("jaxdecode")
 
 
 def resolve(name_or_path: str | Path, *, accept_terms: bool = False, progress: bool = True) -> Path:

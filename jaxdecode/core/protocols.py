@@ -139,6 +139,8 @@ class Drafter(NamedTuple):
     remember: (state) -> memory for the next batch's init; None if nothing outlives a batch.
              Only drafters that cannot change what is emitted (L0) may have one.
     outputs: (state) -> Outputs; only of drafters that carry several texts of a row
+    price:   (weights, cost [W]) -> weights; takes the measured time of a step of every entry of
+             `widths`; None if the drafter does not ask what a step costs
     taps:    hidden states the target must return
     widths:  numbers of nodes the target forward is compiled for; the loop takes the smallest that
              holds every valid node of the step. Empty: always all nodes.
@@ -152,6 +154,7 @@ class Drafter(NamedTuple):
     update: Callable[..., Any]
     prepare: Callable[..., Any] | None = None
     remember: Callable[..., Any] | None = None
+    price: Callable[..., Any] | None = None
     outputs: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()

@@ -252,4 +252,16 @@ METHODS = {
         needs=("draft",),
         options=MappingProxyType({"children": "greedy"}),
     ),
+    "auto": Entry(
+        drafter="auto",
+        tree="chain or static",
+        verifier="sample_match",
+        commit="prefix",
+        cache="dense",
+        level="L0",
+        reference="ar",
+        source="-",
+        tier="stable",
+        summary="copies or recycles, as much per step as pays at this machine's measured prices",
+    ),
 }

@@ -10,6 +10,7 @@ near the end of the row gives a short draft instead of none.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,29 +49,67 @@ def make(config: Config, models: Models) -> Drafter:
 
     def propose(weights, state, request, canvas, view):
         del weights, request, view
-        search = jax.vmap(lambda tokens, length: lookup(tokens, length, config))
-        draft, valid = search(canvas.tokens, canvas.length)
-        return chain.propose(canvas, draft, valid), state
+        draft = jax.vmap(lambda tokens, length: lookup(tokens, length, config))(
+            canvas.tokens, canvas.length
+        )
+        return chain.propose(canvas, draft.tokens, draft.valid), state
 
     widths = chain.widths(config.num_draft)
     return none.stateless(propose, widths=widths, max_depth=config.num_draft)
 
 
-def lookup(
-    tokens: Int[Array, "L"], length: Int[Array, ""], config: Config
-) -> tuple[Int[Array, "M"], Bool[Array, "M"]]:
+class Draft(NamedTuple):
+    """A copied continuation.
+
+    Attributes:
+        tokens: the tokens that followed the match.
+        valid: which of them exist.
+        matched: tokens of the suffix that matched, up to the longest that is looked for.
+    """
+
+    tokens: Int[Array, "M"]
+    valid: Bool[Array, "M"]
+    matched: Int[Array, ""]
+
+
+def lookup(tokens: Int[Array, "L"], length: Int[Array, ""], config: Config) -> Draft:
     """The draft of one row whose last committed token is in slot `length`."""
     size = tokens.shape[0]
     slot = jnp.arange(size, dtype=jnp.int32)
-    # run[j]: tokens that the text up to slot j and the text up to `length` have in common at
-    # their ends, at most max_ngram.
-    run = jnp.zeros(size, jnp.int32)
-    alive = slot < length
-    for back in range(config.max_ngram):
-        wanted = tokens[jnp.maximum(length - back, 0)]
-        alive &= (jnp.roll(tokens, back) == wanted) & (slot >= back)
-        run += alive
+    run = match_lengths(tokens, slot < length, tokens, length, limit=config.max_ngram)
     best = jnp.argmax(run * size + slot * (run > 0)).astype(jnp.int32)
     source = best + 1 + jnp.arange(config.num_draft, dtype=jnp.int32)
     valid = (run[best] >= config.min_ngram) & (source <= length)
-    return tokens[jnp.minimum(source, size - 1)], valid
+    return Draft(tokens[jnp.minimum(source, size - 1)], valid, run[best])
+
+
+def match_lengths(
+    text: Int[Array, "T"],
+    among: Bool[Array, "T"],
+    tokens: Int[Array, "L"],
+    length: Int[Array, ""],
+    *,
+    limit: int,
+) -> Int[Array, "T"]:
+    """Tokens that `text` up to each slot and `tokens` up to `length` share at their ends.
+
+    Args:
+        text: where to look.
+        among: slots to look at; 0 elsewhere. Matches are short, and the search ends with them.
+        tokens: the row, whose last committed token is in slot `length`.
+        length: that slot.
+        limit: longest match that is told from shorter ones.
+    """
+    slot = jnp.arange(text.shape[0], dtype=jnp.int32)
+
+    def extend(carry):
+        back, alive, run = carry
+        wanted = tokens[jnp.maximum(length - back, 0)]
+        alive &= (jnp.roll(text, back) == wanted) & (slot >= back) & (length >= back)
+        return back + 1, alive, run + alive
+
+    def any_left(carry):
+        back, alive, _ = carry
+        return (back < limit) & alive.any()
+
+    return jax.lax.while_loop(any_left, extend, (jnp.int32(0), among, slot * 0))[2]

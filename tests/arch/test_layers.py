@@ -24,6 +24,7 @@ RANKS = {
     "engine": 7,
     "results": 8,
     "resolve": 8,
+    "costs": 8,
     "api": 9,
     "evals": 10,
     "cli": 11,

@@ -23,6 +23,7 @@ SIGNATURES = {
         "weights", "state", "request", "canvas", "proposal", "verdict", "output",
     ],
     (Drafter, "remember"): ["state"],
+    (Drafter, "price"): ["weights", "cost"],
     (Drafter, "outputs"): ["state"],
     (Verifier, "verify"): ["weights", "request", "canvas", "proposal", "output"],
     (Verifier, "outcomes"): ["scores", "greedy", "proposal", "marks"],

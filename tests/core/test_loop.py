@@ -140,7 +140,7 @@ def test_cache_after_a_run_is_that_of_a_fresh_pass():
     built = toys.engine(lm, scripted(future(lm)))
     chosen = options.Options(max_new_tokens=NEW)
     request = toys.request(lm, chosen, PROMPTS)
-    state = engine._prefilled(built, request, PROMPTS, NEW)
+    state = engine.prefilled(built, request, PROMPTS, NEW)
     state = loop.run(
         built.weights, request, state, jnp.int32(100), target=lm.target, method=built.method
     )
@@ -181,7 +181,7 @@ def test_the_loop_lowers_for_every_platform(platform, stacked):
     built = toys.engine(lm, toys.method(lm, "ar"), params=half, kv_dtype=jnp.bfloat16)
     chosen = options.Options(max_new_tokens=NEW, temperature=1.0, top_p=0.9)
     request = toys.request(lm, chosen, PROMPTS)
-    state = engine._prefilled(built, request, PROMPTS, NEW)
+    state = engine.prefilled(built, request, PROMPTS, NEW)
     traced = loop.run.trace(
         built.weights, request, state, jnp.int32(1), target=lm.target, method=built.method
     )

@@ -1,0 +1,119 @@
+"""What a step costs: measured once per model, device, batch size and compiled widths, then kept.
+
+Drafters that choose how much to draft ask for it (`Drafter.price`). The loop itself is timed, with
+prices that leave it one width only, on a canvas of the size in use: nothing else is compiled.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdecode import __version__, engine
+from jaxdecode.core import loop
+from jaxdecode.core.types import Request
+from jaxdecode.paths import cache_dir
+
+# Steps per timing and timings per width; the median counts.
+STEPS, REPEATS = 8, 3
+
+
+def with_prices(
+    engine_: engine.Engine, request: Request, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Hands the drafter the measured cost of its widths, if it asks for costs."""
+    price = engine_.method.drafter.price
+    if price is None:
+        return
+    name = _key(engine_, request.key.shape[0])
+    costs = _read().get(name)
+    if costs is None:
+        slots = engine.slots_of(engine_, prompts, max_new_tokens)
+        costs = measure(engine_, request, slots)
+        _write(name, costs)
+    engine_.weights = price(engine_.weights, np.asarray(costs, np.float32))
+
+
+def measure(engine_: engine.Engine, request: Request, slots: int) -> list[float]:
+    """Seconds per step of each of the drafter's widths, on a canvas of `slots` slots."""
+    drafter = engine_.method.drafter
+    assert drafter.price is not None
+    # One prompt token and no stops: every row runs until it was timed.
+    request = dataclasses.replace(request, stop_tokens=jnp.full_like(request.stop_tokens, -1))
+    prompts, room = [[0]] * request.key.shape[0], slots - engine_.slack - 1
+    timings: list[list[float]] = [[] for _ in drafter.widths]
+    for repeat in range(REPEATS + 1):
+        for index in range(len(drafter.widths)):
+            only = np.full(len(drafter.widths), np.inf, np.float32)
+            only[index] = 1.0
+            weights = drafter.price(engine_.weights, only)
+            scratch = dataclasses.replace(engine_, weights=weights)
+            state = engine.prefilled(scratch, request, prompts, room)
+            begin = time.perf_counter()
+            state = loop.run(
+                weights,
+                request,
+                state,
+                jnp.int32(STEPS),
+                target=engine_.model.target,
+                method=engine_.method,
+            )
+            steps = int(jax.block_until_ready(state.step))
+            if repeat:  # the first time it compiles
+                timings[index].append((time.perf_counter() - begin) / max(steps, 1))
+    return [float(np.median(times)) for times in timings]
+
+
+def _key(engine_: engine.Engine, batch: int) -> str:
+    device = jax.devices()[0]
+    model = engine_.model
+    dtype = jax.tree.leaves(engine_.weights.target)[0].dtype.name
+    what = (
+        model.config,
+        dtype,
+        model.kv_dtype,
+        jax.tree.structure(engine_.weights.target),
+        engine_.method.drafter.widths,
+        batch,
+        device.platform,
+        device.device_kind,
+        jax.device_count(),
+        os.cpu_count(),
+        jax.__version__,
+        __version__,
+    )
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+
+def _file() -> Path:
+    return cache_dir() / "step_costs.json"
+
+
+def _read() -> dict[str, list[float]]:
+    """What was measured before; a damaged file is measured anew."""
+    try:
+        content = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    good = lambda x: isinstance(x, list) and all(isinstance(c, float) and c > 0 for c in x)  # noqa: E731
+    return {k: v for k, v in content.items() if good(v)} if isinstance(content, dict) else {}
+
+
+def _write(name: str, costs: list[float]) -> None:
+    """Adds one line, atomically; a cache that cannot be written is no reason to fail."""
+    with contextlib.suppress(OSError):
+        file = _file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(_read() | {name: costs}, indent=1)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as part:
+            part.write(content)
+        Path(part.name).replace(file)
