@@ -42,7 +42,7 @@ def table(results: dict[str, list[dict]], baseline: str) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in results.items():
-        rate = runs[0]["batch"] * runs[0]["new_tokens"] / _median(runs, "all_seconds")
+        rate = len(runs[0]["tokens"]) * runs[0]["new_tokens"] / _median(runs, "all_seconds")
         equal = runs[0]["tokens"] == base[0]["tokens"]
         lines.append(
             f"| {name} | {runs[0]['dtype']} | {runs[0]['batch']} | {rate:.1f} | "
