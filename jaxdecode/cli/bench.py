@@ -71,6 +71,8 @@ class Bench:
     tie_gap: float | None = None
     """Gap of the two best scores below which a difference is a near tie: 1e-4 in float32 and 0.25
     in bfloat16 by default."""
+    remember: Flag = False
+    """Let methods use what they learned from the earlier prompts (each repeat on its own)."""
     check_only: Flag = False
     """Compare tokens and leave times out: one run each, no warm-up."""
     json: _Optional = None
@@ -118,17 +120,22 @@ class Bench:
         for size in sizes:
             checks.integer("--batch-size", size, low=1)
         checks.integer("--repeats", self.repeats, low=1)
+        temperatures = _numbers("--temperature", self.temperature, float)
+        has_draft = self.draft is not None
         return bench.Plan(
-            lines=bench.parse_lines(self.methods, has_draft=self.draft is not None),
+            lines=bench.parse_lines(self.methods, has_draft=has_draft, temperatures=temperatures),
             max_new_tokens=self.max_new_tokens,
             batch_sizes=sizes,
-            temperatures=_numbers("--temperature", self.temperature, float),
+            temperatures=temperatures,
             repeats=1 if self.check_only else self.repeats,
             ignore_eos=self.ignore_eos,
+            remember=self.remember,
             timed=not self.check_only,
         )
 
     def _saved(self) -> dict[str, Any] | None:
+        if self.resume and self.remember:
+            raise InputError("--resume cannot go on with --remember: what was learned is gone.")
         if self.json in (None, "-"):
             if self.resume:
                 raise InputError("--resume goes on with a file: give --json FILE.")

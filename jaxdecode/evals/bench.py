@@ -2,7 +2,8 @@
 
 Methods take turns: every batch of prompts runs through all of them before the next one begins, in
 an order that rotates, so that all meet the same drift of the machine. Every run is a call of the
-public `generate` of its own, so nothing that a method remembers passes from one run to the next.
+public `generate` of its own; only if asked does what a method remembers pass to the next prompts,
+and never from one repeat to another.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import jax
 import jaxdecode
 from jaxdecode import api, resolve
 from jaxdecode import engine as engines
-from jaxdecode.core.registry import METHODS
+from jaxdecode.core.registry import METHODS, Entry
 from jaxdecode.errors import InputError
 from jaxdecode.evals import ties
 from jaxdecode.options import Options
@@ -71,6 +72,7 @@ class Plan:
         repeats: runs of every line per batch of prompts; times are medians over them.
         ignore_eos: go on after the model's end tokens.
         tie_gap: gap of scores below which a difference is a near tie.
+        remember: methods keep what they learned from the earlier prompts of a section.
         timed: False only compares tokens: no warm-up, and times mean nothing.
     """
 
@@ -81,6 +83,7 @@ class Plan:
     repeats: int = 1
     ignore_eos: bool = False
     tie_gap: float = TIE_GAP["float32"]
+    remember: bool = False
     timed: bool = True
 
 
@@ -99,17 +102,25 @@ class Job(NamedTuple):
         return self.batch_size, self.temperature, self.index
 
 
-def parse_lines(text: str, *, has_draft: bool) -> tuple[Line, ...]:
+def parse_lines(
+    text: str, *, has_draft: bool = False, temperatures: Sequence[float] = (0.0,)
+) -> tuple[Line, ...]:
     """Lines from `name,name:option=value,L0,all`, the baseline first; each once.
 
-    "all" and levels leave out what needs a draft model if there is none.
+    "all" and levels leave out what needs a draft model if there is none, and what refuses one of
+    the temperatures.
     """
+
+    def can_run(entry: Entry) -> bool:
+        refused = "temperature" in entry.refuses and any(temperatures)
+        return not refused and (has_draft or "draft" not in entry.needs)
+
     found = [Line(BASELINE, BASELINE, {})]
     for part in text.split(","):
         groups = [
             name
             for name, entry in METHODS.items()
-            if part in ("all", entry.level) and (has_draft or "draft" not in entry.needs)
+            if part.strip() in ("all", entry.level) and can_run(entry)
         ]
         found += [Line(name, name, {}) for name in groups] or [_line(part.strip())]
     return tuple({line.label: line for line in found}.values())
@@ -235,6 +246,7 @@ def measure(
     nfe, tokens forwarded and `equal`; the differences found; the number of programs compiled.
     `tick` is called after every run.
     """
+    memories: dict[tuple[str, int, float, int], dict] = {}
     for number, job in enumerate(jobs(plan, cases)):
         if job.key in finished:
             continue
@@ -246,7 +258,8 @@ def measure(
                 turn = _rotated(plan.lines, number + repeat)
                 order.append([line.label for line in turn])
                 for line in turn:
-                    runs[line.label].append(_run(lm, plan, job, batch, line, draft))
+                    memory = memories.setdefault((line.label, *job.key[:2], repeat), {})
+                    runs[line.label].append(_run(lm, plan, job, batch, line, draft, memory))
                     tick()
         yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
 
@@ -274,6 +287,7 @@ def _run(
     batch: Sequence[Case],
     line: Line,
     draft: api.LanguageModel | None,
+    memory: dict,
 ) -> Generation:
     return api.generate(
         lm,
@@ -281,6 +295,7 @@ def _run(
         method=line.method,
         draft=_draft_of(line, draft),
         batch_size=len(batch),
+        memory=memory if plan.remember else None,
         max_new_tokens=plan.max_new_tokens,
         temperature=job.temperature,
         seed=[case.seed for case in batch],

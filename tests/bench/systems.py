@@ -146,7 +146,7 @@ def make_jaxdecode(args) -> tuple[Generate, str]:
     from jaxdecode.evals import bench
 
     lm = jaxdecode.load(args.model, dtype=args.dtype)
-    line = bench.parse_lines(args.method, has_draft=False)[-1]
+    line = bench.parse_lines(args.method)[-1]
 
     def generate(prompts: Rows, num_new: int) -> Rows:
         return jaxdecode.generate(

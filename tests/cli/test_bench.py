@@ -97,6 +97,7 @@ def test_a_difference_is_said_and_fails(cli, command, monkeypatch):
         (("--batch-size", "0"), "--batch-size=0"),
         (("--num-prompts", "0"), "--num-prompts=0"),
         (("--temperature", "-1"), "temperature=-1"),
+        (("--resume", "--remember", "--json", "x"), "--remember"),
         (("--resume",), "give --json FILE"),
         (("--suite", "nowhere.jsonl"), "--suite nowhere.jsonl: cannot be read"),
     ],

@@ -22,7 +22,7 @@ CASES = [
 
 
 def plan(methods="prompt_lookup", **changes):
-    lines = bench.parse_lines(methods, has_draft=False)
+    lines = bench.parse_lines(methods)
     return bench.Plan(lines=lines, max_new_tokens=10, **changes)
 
 
@@ -48,7 +48,7 @@ def broken(monkeypatch):
 
 
 def test_lines_are_read():
-    lines = bench.parse_lines("prompt_lookup:num_draft=4:ngram=2,prompt_lookup,ar", has_draft=False)
+    lines = bench.parse_lines("prompt_lookup:num_draft=4:ngram=2,prompt_lookup,ar")
     assert [line.label for line in lines] == [
         "ar",
         "prompt_lookup:num_draft=4:ngram=2",
@@ -57,12 +57,15 @@ def test_lines_are_read():
     assert lines[1].options == {"num_draft": 4, "ngram": 2}
     everything = {line.label for line in bench.parse_lines("all", has_draft=True)}
     assert everything == set(registry.METHODS)
-    alone = {line.label for line in bench.parse_lines("L0", has_draft=False)}
+    alone = {line.label for line in bench.parse_lines("L0")}
     assert alone == {n for n, e in registry.METHODS.items() if e.level == "L0" and not e.needs}
+    sampled = bench.parse_lines("all", has_draft=True, temperatures=(0.0, 0.8))
+    refusing = {n for n, e in registry.METHODS.items() if "temperature" in e.refuses}
+    assert {line.label for line in sampled} == everything - refusing and refusing
     with pytest.raises(UnknownNameError, match="prompt_lookup"):
-        bench.parse_lines("prompt_lokup", has_draft=False)
+        bench.parse_lines("prompt_lokup")
     with pytest.raises(InputError, match="temperature=1"):
-        bench.parse_lines("ar:temperature=1", has_draft=False)
+        bench.parse_lines("ar:temperature=1")
     with pytest.raises(InputError, match="no_such"):
         bench.check(plan("prompt_lookup:no_such=1"), has_draft=False)
 
@@ -134,6 +137,17 @@ def test_what_is_finished_is_left_out():
     rest = list(bench.measure(lm, asked, CASES, finished=done))
     assert [r["prompts"] for r in rest] == [r["prompts"] for r in whole[3:]]
     assert [r["order"] for r in rest] == [r["order"] for r in whole[3:]]
+
+
+def test_what_was_learned_helps_the_next_prompts_only_if_asked():
+    lm, twice = toys.model(), [CASES[2], CASES[2]]
+    for remember in (False, True):
+        asked = plan("token_recycling", remember=remember, repeats=2)
+        first, second = bench.measure(lm, asked, twice)
+        nfe = [r["lines"]["token_recycling"]["rows"][0]["nfe"] for r in (first, second)]
+        assert nfe[0][0] == nfe[0][1] and nfe[1][0] == nfe[1][1], "repeats share nothing"
+        assert (nfe[1][0] < nfe[0][0]) is remember
+        assert first["differences"] == second["differences"] == []
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
