@@ -9,7 +9,8 @@ searched in the same way if there is one, and the better of the two drafts is ta
 Exactness: L0 under sample_match; counts are estimates and never enter a verdict. Cost: a comparison
 of the canvas with itself per matching token, and `num_places`^2 comparisons of continuations.
 Source: arXiv:2411.04975. Differs: arrays in place of trees; counts of the `num_places` longest and
-latest matches; all continuations compete, where the paper follows the likeliest child.
+latest matches; all continuations compete, where the paper follows the likeliest child; by default
+the match length does not bound the draft (a bound saves width, and costs accepted tokens).
 """
 
 import dataclasses
@@ -51,10 +52,10 @@ class Config:
 
     num_draft: int = 10
     max_spec_factor: float = 1.0
-    max_spec_offset: float = 0.0
+    max_spec_offset: float = 10.0
     min_token_prob: float = 0.1
     min_match: int = 1
-    num_places: int = 64
+    num_places: int = 16
     store: int = 0
 
     def __post_init__(self) -> None:

@@ -93,9 +93,9 @@ def agrees(texts, config, against=None):
 
 
 CONFIGS = [
-    suffix.Config(),
-    suffix.Config(max_spec_factor=2.0, max_spec_offset=1.0, min_token_prob=0.3),
-    suffix.Config(num_draft=4, max_spec_offset=10.0, min_token_prob=0.0, min_match=2),
+    suffix.Config(num_places=SIZE, max_spec_offset=0.0),
+    suffix.Config(num_places=SIZE, max_spec_factor=2.0, max_spec_offset=1.0, min_token_prob=0.3),
+    suffix.Config(num_places=SIZE, num_draft=4, min_token_prob=0.0, min_match=2),
 ]
 
 
@@ -114,7 +114,7 @@ def test_the_comparison_can_fail():
 def test_counts_are_over_the_places_that_are_kept():
     text = [1, 2, 5] + [1, 3] * 6 + [1, 2, 7, 1]
     first = lambda **asked: int(found([text], suffix.Config(**asked)).tokens[0][0])  # noqa: E731
-    assert first() == 3, "six of eight places went on with 3"
+    assert first(num_places=SIZE) == 3, "six of eight places went on with 3"
     assert first(num_places=1) == 2, "the latest one did not"
 
 
