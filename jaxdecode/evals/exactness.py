@@ -31,7 +31,7 @@ TWIN_SAMPLES = 100_000
 BLIND_TRUST = 0.25
 DRAFT_BLEND = 0.06
 # Options of drafters and verifiers that make a line small, by name; a line gets those it has.
-SMALL: dict[str, Any] = {"num_draft": 3}
+SMALL: dict[str, Any] = {"num_draft": 3, "num_slots": 64, "tree": "recycling_4"}
 # Trees that are enumerated, by how a verifier wants drafts drawn. Verifiers that read no draft law
 # are exact for any drafts, so theirs are the likeliest tokens.
 DRAWN = {

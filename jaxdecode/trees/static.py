@@ -70,6 +70,13 @@ class StaticTree:
         """Highest rank."""
         return int(self.rank.max())
 
+    def is_gapless(self) -> bool:
+        """Whether siblings have the ranks 0, 1, 2, ... in this order."""
+        earlier = [
+            np.sum(self.parent[:node] == self.parent[node]) for node in range(self.num_nodes)
+        ]
+        return bool(np.array_equal(earlier, self.rank))
+
     def levels(self) -> list[np.ndarray]:
         """Node indices of depth 1, 2, ..."""
         return [np.flatnonzero(self.depth == depth) for depth in range(1, self.max_depth + 1)]

@@ -38,6 +38,14 @@ def test_templates_have_the_published_levels(name):
     assert [len(level) for level in static.load(name).levels()] == LEVELS[name]
 
 
+@pytest.mark.parametrize("size", [4, 8, 16, 32])
+def test_small_trees_are_part_of_the_recycling_tree(size):
+    small = static.load(f"recycling_{size}")
+    assert len(small.paths) == size
+    assert small.is_gapless()
+    assert set(small.paths) < set(static.load("token_recycling_80").paths)
+
+
 def test_every_prefix_of_a_tree_is_a_tree():
     tree = static.load("medusa_63")
     for size in range(1, len(tree.paths) + 1):
@@ -61,6 +69,12 @@ def test_a_users_file_is_read(tmp_path):
     tree = static.load(str(file))
     assert tree.parent.tolist() == [-1, 0, 0, 1] and tree.rank.tolist() == [0, 0, 1, 3]
     assert tree.max_children == 2 and tree.max_rank == 3
+
+
+def test_gaps_between_siblings_are_seen():
+    assert static.load("token_recycling_80").is_gapless() and static.chain(3).is_gapless()
+    for paths in ([[0], [2]], [[1], [0]], [[0], [0, 1]]):
+        assert not static.from_paths(paths).is_gapless()
 
 
 def test_an_unknown_name_lists_near_ones():
