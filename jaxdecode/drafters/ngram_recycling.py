@@ -68,7 +68,7 @@ def make(config: Config, models: Models) -> Drafter:
     max_depth = int(depth.max())
 
     def row(tokens, length, followers):
-        copied, found = prompt_lookup.lookup(tokens, length, look)
+        copied, found, _ = prompt_lookup.lookup(tokens, length, look)
         below, valid = token_recycling.draft(followers, tokens[length], tree)
         if config.on_match == "chain":
             valid &= ~found[0]

@@ -45,7 +45,7 @@ def test_it_proposes_what_its_parts_propose(on_match):
     matched = []
     for row in range(5):
         length = canvas.length[row]
-        chain, found = prompt_lookup.lookup(canvas.tokens[row], length, look)
+        chain, found, _ = prompt_lookup.lookup(canvas.tokens[row], length, look)
         below, valid = token_recycling.draft(state.followers[row], canvas.tokens[row, length], TREE)
         matched.append(bool(found[0]))
         valid = valid[1:] & (on_match == "both" or not matched[-1])
