@@ -16,15 +16,16 @@ from jaxdecode import engine as engines
 from jaxdecode.convert import download, pipeline, vocab
 from jaxdecode.convert.open import open_source
 from jaxdecode.convert.tokenizer import TextStream, Tokenizer
-from jaxdecode.core.protocols import DraftWeights, Models, Target
-from jaxdecode.core.registry import METHODS
+from jaxdecode.core.protocols import DraftWeights, Models, Target, Writer
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, layout
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.options import Prompt, make_request, tokenize
+from jaxdecode.options import Options, Prompt, make_request, tokenize
 from jaxdecode.results import Generation, collect, row_result
 from jaxdecode.sampling import noise
 from jaxdecode.sampling.stop import StopFilter
+from jaxdecode.zoo import explain as explain
+from jaxdecode.zoo import methods as methods
 
 # Steps per call of the loop: long enough that the calls cost nothing, short enough that Ctrl-C
 # and progress bars answer.
@@ -184,16 +185,51 @@ def generate(
     _check_counts(n, batch_size)
     rows = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed for seed in chosen.seeds(len(prompts)) for _ in range(n)]
+    keys = [noise.row_key(seeds[i], row, sample=i % n) for i, row in enumerate(rows)]
     engine = _engine(lm, choice, draft)
-    if memory is not None:
-        engine.memory = memory.get(choice)
+    if choice.entry.policy is None:
+        if memory is not None:
+            engine.memory = memory.get(choice)
+        out = _decode(lm, engine, rows, keys, chosen, batch_size, progress)
+        if memory is not None:
+            memory[choice] = engine.memory
+        return out
+    assert draft is not None
+    small = _engine(draft, resolve.split("ar", {})[1], None)
+    writers = _writer(lm, engine, keys, batch_size), _writer(draft, small, keys, batch_size)
+    run = resolve.policy(choice.entry.policy)
+    return run(choice.policy, chosen, rows, *writers, progress)
+
+
+def _writer(
+    lm: LanguageModel, engine: engines.Engine, keys: Sequence[np.ndarray], batch_size: int
+) -> Writer:
+    """A model as a policy sees it; `keys` are those of the policy's rows."""
+
+    def write(members, texts, options):
+        own = [keys[i] for i in members]
+        return _decode(lm, engine, texts, own, options, batch_size, None)
+
+    return Writer(write=write, tokenizer=lm.tokenizer, max_length=lm.config.max_length)
+
+
+def _decode(
+    lm: LanguageModel,
+    engine: engines.Engine,
+    rows: Sequence[Sequence[int]],
+    row_keys: Sequence[np.ndarray],
+    chosen: Options,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> Generation:
+    """Runs the loop over all rows, batch after batch."""
     # Neighbours of like length waste the least padding; results do not depend on it.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     results: dict[int, tuple] = {}
     for first in range(0, len(order), batch_size):
         members = order[first : first + batch_size]
         batch = [rows[i] for i in members]
-        keys = [noise.row_key(seeds[i], rows[i], sample=i % n) for i in members]
+        keys = [row_keys[i] for i in members]
         last = None
         for last in _run(lm, engine, batch, keys, chosen, None):
             if progress is not None:
@@ -201,8 +237,6 @@ def generate(
         assert last is not None
         for b, i in enumerate(members):
             results[i] = row_result(lm.tokenizer, last, b, len(batch[b]), chosen)
-    if memory is not None:
-        memory[choice] = engine.memory
     return collect([results[i] for i in range(len(rows))])
 
 
@@ -232,9 +266,9 @@ def stream(
     chosen, choice = resolve.split(method, options)
     tokens = tokenize(prompt, lm.tokenizer, lm.config)
     engine = _engine(lm, choice, draft)
-    if engine.method.drafter.outputs is not None:
+    if engine.method.drafter.outputs is not None or choice.entry.policy is not None:
         raise InputError(
-            f"method {method!r} knows its texts only at the end, so it cannot stream; use generate."
+            f"method {method!r} does not write token by token, so it cannot stream; use generate."
         )
     return _stream(lm, tokens, engine, chosen, on_finish)
 
@@ -278,6 +312,10 @@ def warmup(
             program of its own; values do not matter.
     """
     chosen, choice = resolve.split(method, {**options, "ignore_eos": True})
+    if choice.entry.policy is not None:
+        raise InputError(
+            f"method {method!r} runs two models by turns; warm up each of them with method='ar'."
+        )
     engine = _engine(lm, choice, draft)
     if requests is None:
         sizes = engines.shapes(min(max_length, lm.config.max_length), engine.slack)
@@ -289,33 +327,6 @@ def warmup(
             asked = dataclasses.replace(chosen, max_new_tokens=new)
             for _ in _run(lm, engine, [[0] * length] * batch, keys, asked, iter([1])):
                 pass
-
-
-def methods() -> list[dict[str, Any]]:
-    """The registry as a list of dicts: name, seats, exactness level, reference, source, tier."""
-    rows = {name: entry._asdict() for name, entry in METHODS.items()}
-    return [
-        {"name": name, **row, "needs": list(row["needs"]), "options": dict(row["options"])}
-        for name, row in rows.items()
-    ]
-
-
-def explain(method: str) -> str:
-    """What a method is, in a few lines made from its registry entry and its options' defaults."""
-    entry = resolve.entry_of(method)
-    _, choice = resolve.split(method, {})
-    own = {}
-    for config in (choice.drafter, choice.verifier):
-        own |= dataclasses.asdict(config)
-    options = ", ".join(f"{name}={value!r}" for name, value in own.items())
-    return (
-        f"{method}: {entry.summary}\n"
-        f"  drafter {entry.drafter}, tree {entry.tree}, verifier {entry.verifier}, "
-        f"commit {entry.commit}, cache {entry.cache}\n"
-        f"  exactness {entry.level} against {entry.reference}; source {entry.source}; {entry.tier}"
-        + f"\n  needs {', '.join(entry.needs) or 'nothing but the target'}"
-        + (f"\n  options {options}" if options else "")
-    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -1,6 +1,7 @@
 """What a caller asks for, checked: prompts to token ids, options to arrays on the device."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,14 +144,18 @@ def make_request(
     keys[: len(row_keys)] = row_keys
     stop_table = None
     if options.stop:
-        pieces = _need(tokenizer).token_bytes
-        stop_table = compile_stop(options.stop, pieces, config.vocab_size).next_state
+        stop_table = _stop_table(tuple(options.stop), _need(tokenizer), config.vocab_size)
     return Request(
         key=jnp.asarray(keys),
         sampling=_sampling(options, batch, config),
         stop_tokens=jnp.asarray(_stop_tokens(options, end_tokens, config), jnp.int32),
         stop_table=stop_table,
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _stop_table(stop: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int):
+    return compile_stop(stop, tokenizer.token_bytes, vocab_size).next_state
 
 
 def _sampling(options: Options, batch: int, config: ModelConfig) -> Sampling:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from jaxdecode.core.protocols import Method, Model, Models, Verifier, Weights
@@ -24,11 +24,13 @@ class Choice:
         name: its registry key.
         drafter: the drafter file's `Config`.
         verifier: the verifier file's `Config`.
+        policy: the policy file's `Config`; None for the methods that are the loop itself.
     """
 
     name: str
     drafter: Any
     verifier: Any
+    policy: Any = None
 
     @property
     def entry(self) -> Entry:
@@ -57,6 +59,8 @@ def split(name: str, options: Mapping[str, Any]) -> tuple[Options, Choice]:
     shared = {field.name for field in dataclasses.fields(Options)}
     parts = {"drafter": _config("drafters", entry.drafter)}
     parts["verifier"] = _config("verifiers", entry.verifier)
+    if entry.policy is not None:
+        parts["policy"] = _config("search", entry.policy)
     given: dict[str, dict[str, Any]] = {seat: {} for seat in parts}
     fields = {seat: {f.name for f in dataclasses.fields(config)} for seat, config in parts.items()}
     own = set().union(*fields.values())
@@ -145,6 +149,11 @@ def _method(choice: Choice, models: Models) -> Method:
 def verifier(file: str, config: Any) -> Verifier:
     """The bundle of a file in `verifiers/`."""
     return _module("verifiers", file).make(config)
+
+
+def policy(file: str) -> Callable[..., Any]:
+    """What drives the loop, from a file in `search/`."""
+    return _module("search", file).run
 
 
 def model_of(config: Any, target: Any, kv_dtype: Any, cache: str = "dense") -> Model:

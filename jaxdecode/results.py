@@ -21,6 +21,7 @@ class RowStats:
         tokens_forwarded: query tokens pushed through the target for this row.
         seconds: wall time of the row's batch, prefill and any compilation included.
         tokens_per_second: num_tokens / seconds.
+        num_judged: segments that the target judged with a token each; those count as nfe.
     """
 
     num_tokens: int
@@ -29,6 +30,7 @@ class RowStats:
     tokens_forwarded: int
     seconds: float
     tokens_per_second: float
+    num_judged: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,8 @@ class Generation:
     Attributes:
         texts: decoded new tokens, cut before a stop string; None without a tokenizer.
         tokens: new token ids, including the token that ended the row.
-        logprobs: log-probability of each new token under the model (temperature 1, no warp).
+        logprobs: log-probability of each new token under the model that wrote it (temperature 1,
+            no warp).
         finish_reasons: "stop" (stop token), "stop_string" or "length".
         stats: counters and times.
         steps: step of the loop at which each new token was committed.

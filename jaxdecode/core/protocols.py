@@ -128,6 +128,21 @@ class Models(NamedTuple):
     draft: Model | None = None
 
 
+class Writer(NamedTuple):
+    """A model as policies see it: whole runs of the loop.
+
+    Attributes:
+        write: (members, texts, options) -> Generation; continues one text per member. A member is
+            the number of a row, which draws the row's noise in every run.
+        tokenizer: None if the checkpoint has none.
+        max_length: tokens of the context.
+    """
+
+    write: Callable[..., Any]
+    tokenizer: Any
+    max_length: int
+
+
 class Drafter(NamedTuple):
     """Who suggests tokens.
 

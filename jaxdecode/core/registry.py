@@ -24,7 +24,7 @@ class Entry(NamedTuple):
         source: paper.
         tier: "stable" or "lab": what we promise about the interface.
         summary: one line for listings.
-        needs: what the caller must give: "draft" (a draft model).
+        needs: what the caller must give: "draft" (a draft model), "tokenizer" (a model with one).
         options: values that this line fixes differently from the files' own defaults.
         refuses: fields of `Options` that must keep their default: the method cannot honour them.
         policy: file in `search/` that calls the loop segment by segment; the seats are then how
@@ -336,5 +336,20 @@ METHODS = {
         source="arXiv:2506.04708",
         tier="lab",
         summary="a tree drawn from the target's earlier laws in like contexts",
+    ),
+    "specreason": Entry(
+        drafter="none",
+        tree="root",
+        verifier="sample_match",
+        commit="segment",
+        cache="dense",
+        level="L3",
+        reference="ar",
+        source="arXiv:2504.07891",
+        tier="lab",
+        summary="a small model writes step by step, and the target judges each by one digit",
+        needs=("draft", "tokenizer"),
+        refuses=("stop",),
+        policy="specreason",
     ),
 }

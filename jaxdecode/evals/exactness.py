@@ -108,11 +108,23 @@ def rows_needed(name: str, samples: int) -> int:
 def names(asked: str) -> list[str]:
     """Registry lines of a comma-separated list, or of "all"."""
     if asked == "all":
-        return list(METHODS)
+        return [name for name in METHODS if draws_tokens(name)]
     found = [name.strip() for name in asked.split(",") if name.strip()]
     if not found:
         raise InputError("methods is empty; name some, or use all.")
-    return [name for name in found if resolve.entry_of(name)]
+    for name in found:
+        resolve.entry_of(name)
+        if not draws_tokens(name):
+            raise InputError(
+                f"method {name!r} has no law of its tokens that could be proven; leave it out."
+            )
+    return found
+
+
+def draws_tokens(name: str) -> bool:
+    """Whether the line draws tokens from a law: no policy, and temperatures are honoured."""
+    entry = METHODS[name]
+    return entry.policy is None and "temperature" not in entry.refuses
 
 
 def prove(

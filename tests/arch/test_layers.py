@@ -25,6 +25,8 @@ RANKS = {
     "results": 8,
     "resolve": 8,
     "costs": 8,
+    "search": 8.5,
+    "zoo": 8.5,
     "api": 9,
     "evals": 10,
     "cli": 11,

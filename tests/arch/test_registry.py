@@ -1,5 +1,6 @@
 """The registry: every name in it leads to a file, and every file is in it."""
 
+import dataclasses
 import importlib
 import inspect
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from jaxdecode import resolve
 from jaxdecode.core.protocols import Cache, Drafter, Models, Verifier
 from jaxdecode.core.registry import METHODS
+from jaxdecode.options import Options
 from tests import toys
 
 PACKAGE = Path(__file__).parents[2] / "jaxdecode"
@@ -76,6 +78,16 @@ def test_no_file_is_unused(seat, folder):
     assert files == {getattr(entry, seat) for entry in METHODS.values()}
 
 
+def test_policies_are_files_in_search_and_back():
+    files = {path.stem for path in (PACKAGE / "search").glob("*.py")} - {"__init__"}
+    assert files == {entry.policy for entry in METHODS.values()} - {None}
+    for file in files:
+        module = importlib.import_module(f"jaxdecode.search.{file}")
+        got = list(inspect.signature(module.run).parameters)
+        assert got == ["config", "options", "prompts", "target", "draft", "progress"]
+        assert module.Config()
+
+
 def test_every_seam_of_the_bundles_is_checked():
     for kind in (Drafter, Verifier, Cache):
         functions = set(kind._fields) - {"taps", "widths", "max_depth"}
@@ -87,6 +99,7 @@ def test_a_line_promises_something_that_can_be_checked(name):
     entry = METHODS[name]
     assert entry.level in ("L0", "L1", "L2", "L3") and entry.tier in ("stable", "lab")
     assert entry.reference in METHODS and entry.summary and entry.source
+    assert set(entry.refuses) <= {field.name for field in dataclasses.fields(Options)}
 
 
 def test_the_signature_check_can_fail():

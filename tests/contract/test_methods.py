@@ -11,6 +11,8 @@ from tests import toys
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 EXACT = [name for name, entry in METHODS.items() if entry.level == "L0"]
+# A policy runs the loop piece by piece; what its rows count is its own file's business.
+LOOP = [name for name, entry in METHODS.items() if entry.policy is None]
 LAWS = [{}, {"temperature": 0.9, "seed": 4}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}]
 
 
@@ -43,7 +45,7 @@ def test_tokens_are_those_of_the_slow_reference(name, law):
         assert out.tokens == [slow_reference(lm, prompt, 12, **law) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOOP)
 def test_every_row_advances_and_counts_add_up(name):
     more = toys.helpers(name)
     out = jd.generate(toys.model(), PROMPTS, method=name, max_new_tokens=17, **more)
@@ -54,7 +56,7 @@ def test_every_row_advances_and_counts_add_up(name):
         assert sorted(set(steps)) == list(range(stats.nfe)), "a live row commits in every step"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOOP)
 def test_a_row_ends_where_its_first_stop_token_is(name):
     lm, asked = toys.model(), dict(method=name, max_new_tokens=20) | toys.helpers(name)
     free = jd.generate(lm, PROMPTS, **asked)

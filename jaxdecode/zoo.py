@@ -1,0 +1,56 @@
+"""The registry for readers: as dicts, in words, and as the table of the docs."""
+
+import dataclasses
+from typing import Any
+
+from jaxdecode import resolve
+from jaxdecode.core.registry import METHODS
+
+
+def methods() -> list[dict[str, Any]]:
+    """The registry as a list of dicts: name, seats, exactness level, reference, source, tier."""
+    rows = {name: entry._asdict() for name, entry in METHODS.items()}
+    return [
+        {"name": name, **row}
+        | {"needs": list(row["needs"]), "refuses": list(row["refuses"])}
+        | {"options": dict(row["options"])}
+        for name, row in rows.items()
+    ]
+
+
+def explain(method: str) -> str:
+    """What a method is, in a few lines made from its registry entry and its options' defaults."""
+    entry = resolve.entry_of(method)
+    _, choice = resolve.split(method, {})
+    own = {}
+    for config in (choice.drafter, choice.verifier, choice.policy):
+        if config is not None:
+            own |= dataclasses.asdict(config)
+    options = ", ".join(f"{name}={value!r}" for name, value in own.items())
+    return (
+        f"{method}: {entry.summary}\n"
+        f"  drafter {entry.drafter}, tree {entry.tree}, verifier {entry.verifier}, "
+        f"commit {entry.commit}, cache {entry.cache}"
+        + (f", policy {entry.policy}" if entry.policy else "")
+        + f"\n  exactness {entry.level} against {entry.reference}; source {entry.source}; "
+        + f"{entry.tier}\n  needs {', '.join(entry.needs) or 'nothing but the target'}"
+        + (f"\n  refuses {', '.join(entry.refuses)}" if entry.refuses else "")
+        + (f"\n  options {options}" if options else "")
+    )
+
+
+def markdown() -> str:
+    """The table of all methods, as docs/methods.md has it."""
+    lines = [
+        "| method | what it does | exactness | seats | needs | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in METHODS.items():
+        seats = f"{entry.drafter}, {entry.tree}, {entry.verifier}"
+        if entry.policy:
+            seats += f"; policy {entry.policy}"
+        needs = ", ".join(entry.needs) or "-"
+        level = f"{entry.level} ({entry.tier})"
+        cells = (f"`{name}`", entry.summary, level, seats, needs, entry.source)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
