@@ -1,10 +1,13 @@
 """The only place that builds models for tests."""
 
 import functools
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from jaxdecode import api, options, resolve
 from jaxdecode import engine as engines
@@ -76,7 +79,17 @@ def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
 
 def helpers(name: str) -> dict:
     """What a method needs besides the target, as keyword arguments of `generate`."""
-    return {"draft": model(seed=5)} if "draft" in METHODS[name].needs else {}
+    known = {"draft": functools.partial(model, seed=5), "head": judge_head}
+    return {need: known[need]() for need in METHODS[name].needs if need in known}
+
+
+@functools.lru_cache
+def judge_head() -> str:
+    """File of a random head for `judge_decoding`."""
+    path = Path(tempfile.mkdtemp()) / "head.safetensors"
+    weight = np.random.default_rng(0).normal(size=config().hidden_size).astype(np.float32)
+    save_file({"weight": weight, "bias": np.zeros((), np.float32)}, path)
+    return str(path)
 
 
 def drafted(lm: api.LanguageModel, name: str, draft: api.LanguageModel, maps=(), **asked):

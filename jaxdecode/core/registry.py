@@ -24,7 +24,8 @@ class Entry(NamedTuple):
         source: paper.
         tier: "stable" or "lab": what we promise about the interface.
         summary: one line for listings.
-        needs: what the caller must give: "draft" (a draft model), "tokenizer" (a model with one).
+        needs: what the caller must give: "draft" (a draft model), "tokenizer" (a model with one),
+            "head" (a file with a trained head).
         options: values that this line fixes differently from the files' own defaults.
         refuses: fields of `Options` that must keep their default: the method cannot honour them.
         policy: file in `search/` that calls the loop segment by segment; the seats are then how
@@ -351,5 +352,56 @@ METHODS = {
         needs=("draft", "tokenizer"),
         refuses=("stop",),
         policy="specreason",
+    ),
+    "typical_acceptance": Entry(
+        drafter="prompt_lookup",
+        tree="chain",
+        verifier="typical",
+        commit="prefix",
+        cache="dense",
+        level="L3",
+        reference="ar",
+        source="arXiv:2401.10774",
+        tier="lab",
+        summary="keeps drafts that the target finds likely enough, given how unsure it is",
+    ),
+    "bild": Entry(
+        drafter="draft_model",
+        tree="chain",
+        verifier="bild",
+        commit="prefix",
+        cache="dense",
+        level="L3",
+        reference="ar",
+        source="arXiv:2302.07863",
+        tier="lab",
+        summary="a small model writes while it is sure; the target replaces what surprises it",
+        needs=("draft",),
+        options=MappingProxyType({"num_draft": 10, "min_prob": 0.6}),
+    ),
+    "judge_decoding": Entry(
+        drafter="prompt_lookup",
+        tree="chain",
+        verifier="judge",
+        commit="prefix",
+        cache="dense",
+        level="L3",
+        reference="ar",
+        source="arXiv:2501.19309",
+        tier="lab",
+        summary="a trained linear head on the target's hidden states lets drafts pass",
+        needs=("head",),
+    ),
+    "reflective_verify": Entry(
+        drafter="reflective",
+        tree="chain",
+        verifier="reflective",
+        commit="prefix",
+        cache="dense",
+        level="L3",
+        reference="ar",
+        source="arXiv:2505.18629",
+        tier="lab",
+        summary="the target reads the draft twice and keeps what it would keep on reflection",
     ),
 }

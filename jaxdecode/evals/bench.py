@@ -107,14 +107,14 @@ def parse_lines(
 ) -> tuple[Line, ...]:
     """Lines from `name,name:option=value,L0,all`, the baseline first; each once.
 
-    "all" and levels leave out policies, what needs a draft model if there is none, and what refuses
-    one of the temperatures.
+    "all" and levels leave out what needs a trained head or a draft model that is not there, what
+    refuses one of the temperatures, and policies.
     """
+    missing = {"head"} if has_draft else {"head", "draft"}
 
     def can_run(entry: Entry) -> bool:
         refused = "temperature" in entry.refuses and any(temperatures)
-        unaided = has_draft or "draft" not in entry.needs
-        return not refused and unaided and entry.policy is None
+        return not (refused or missing & set(entry.needs)) and entry.policy is None
 
     found = [Line(BASELINE, BASELINE, {})]
     for part in text.split(","):

@@ -51,7 +51,12 @@ DRAWN = {
 # What verifiers want, where they have no `draws` option that says it.
 DRAWS = {"kseq": "with_replacement", "greedy_multi_draft": "likeliest_and_one", "block": "chain"}
 # Options with which a heuristic verifier is exact.
-STRICT: dict[str, dict[str, Any]] = {}
+STRICT: dict[str, dict[str, Any]] = {
+    "typical": {"epsilon": 1.0, "delta": 1e9},
+    "bild": {"rollback": 0.0},
+    "judge": {"threshold": 1.0},
+    "reflective": {"alpha": 0.0},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,8 @@ class Proof:
         samples: rows decoded.
         accepted: draft tokens accepted per step.
         default_variation: of a line that is not exact by design, at its own defaults: total
-            variation of its samples less what finite samples show; None for exact lines.
+            variation of its samples less what finite samples show; None for exact lines, and where
+            the default needs a trained head.
         seconds: wall time.
     """
 
@@ -101,7 +107,8 @@ class Proof:
 
 def rows_needed(name: str, samples: int) -> int:
     """Rows that `prove` decodes, for progress bars."""
-    controls = 1 if METHODS[name].level in ("L0", "L1") else 2
+    exact = METHODS[name].level in ("L0", "L1")
+    controls = 1 if exact or "head" in METHODS[name].needs else 2
     return sampled.whole(samples) + controls * sampled.whole(min(samples, TWIN_SAMPLES))
 
 
@@ -146,7 +153,7 @@ def prove(
     found = sampled.counts(ready, samples, progress=progress)
     wrong = sampled.counts(broken, min(samples, TWIN_SAMPLES), progress=progress)
     relaxed = None
-    if not exact:
+    if not exact and "head" not in METHODS[name].needs:
         loose = sampled.counts(setup(small(name)), min(samples, TWIN_SAMPLES), progress=progress)
         relaxed = sampled.total_variation(loose.cells, law) - sampled.noise_floor(loose.cells, law)
     return Proof(
