@@ -158,6 +158,18 @@ METHODS = {
         tier="stable",
         summary="early exit that picks its layer and draft length from running match rates",
     ),
+    "triforce": Entry(
+        drafter="triforce",
+        tree="chain",
+        verifier="sample_match",
+        commit="prefix",
+        cache="dense",
+        level="L0",
+        reference="ar",
+        source="arXiv:2404.11912",
+        tier="lab",
+        summary="the target drafts from the chunks of its own cache that fit best, and what is new",
+    ),
     "token_recycling": Entry(
         drafter="token_recycling",
         tree="static",
