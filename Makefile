@@ -17,7 +17,7 @@ PINS = constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version
 SOURCES := pyproject.toml constraints/py311.txt constraints/py312.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo lint test test-slow lock clean
+.PHONY: help install dev demo lint test test-slow docs lock clean
 .SILENT:
 
 help: ## List the targets.
@@ -56,6 +56,10 @@ test: lint ## Run lint and the fast tests.
 
 test-slow: dev ## Run the tests that need real weights or minutes.
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+docs: dev ## Renew the table of methods in docs/methods.md.
+	text=$$(sed '/^| method |/,$$d' docs/methods.md) && table=$$($(BIN)/python -m jaxdecode methods --markdown) && \
+		printf '%s\n\n%s\n' "$$text" "$$table" > docs/methods.md
 
 lock: ## Pin what is newest now in constraints/, for both Pythons.
 	$(call pin,$(PYTHON311),constraints/py311.txt,3.11)

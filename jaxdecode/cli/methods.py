@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from jaxdecode.cli.common import AsJson, Debug, print_json, print_table
+from jaxdecode.cli.common import AsJson, Debug, Flag, print_json, print_table
+from jaxdecode.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,13 +15,20 @@ class Methods:
     """
 
     json: AsJson = False
+    markdown: Flag = False
+    """Print the table of docs/methods.md."""
     debug: Debug = False
 
     def run(self) -> int:
         """Executes the command; returns the exit code."""
-        from jaxdecode import api
+        if self.json and self.markdown:
+            raise InputError("--json and --markdown are two forms of the output; choose one.")
+        from jaxdecode import zoo
 
-        rows = api.methods()
+        if self.markdown:
+            print(zoo.markdown(), end="")
+            return 0
+        rows = zoo.methods()
         if self.json:
             print_json(rows)
             return 0

@@ -52,7 +52,10 @@ def test_models(cli):
 def test_methods(cli):
     rows = json.loads(cli("methods", "--json").out)
     assert rows == jaxdecode.methods() and rows[0]["name"] == "ar"
-    assert "ar " in cli("methods", "exactness").out
+    table = cli("methods", "--markdown").out.splitlines()
+    assert table[2].startswith("| `ar` |") and len(table) == len(rows) + 2
+    assert cli("methods", "--markdown", "--json").code == 2
+    assert "ar " in cli("methods").out
 
 
 def test_inspect(cli, checkpoint):

@@ -47,6 +47,20 @@ def test_batches_keep_order_and_results(generate, jsonl, monkeypatch):
     assert [r["tokens"] for r in at_once.records] == [r["tokens"] for r in in_twos.records]
 
 
+def test_samples_are_numbered_and_in_order(generate, jsonl):
+    prompts = jsonl({"tokens": [1, 2, 3], "seed": 4}, {"tokens": [5]})
+    law = ("--temperature", 1, "--json")
+    done = generate("--prompts", prompts, "--n", 2, *law)
+    assert [record["sample"] for record in done.records] == [0, 1, 0, 1]
+    rows = [record["tokens"] for record in done.records]
+    assert rows[0] != rows[1] and rows[2] != rows[3]
+    alone = generate("--prompts", prompts, *law)
+    assert rows[::2] == [record["tokens"] for record in alone.records]
+    assert not any("sample" in record for record in alone.records)
+    singly = generate("--prompts", prompts, "--n", 2, "--batch-size", 1, *law)
+    assert [record["tokens"] for record in singly.records] == rows
+
+
 def test_earlier_batches_are_printed_before_a_later_one_fails(generate, jsonl, monkeypatch):
     real, calls = api.generate, []
 
@@ -288,6 +302,7 @@ def test_unreadable_prompt_files(generate, tmp_path, no_load):
         ((), "got none"),
         (("--prompt", "a", "--message", "b"), "got --prompt and --message"),
         (("--prompt", "a", "--batch-size", "0"), "--batch-size 0"),
+        (("--prompt", "a", "--n", "0"), "--n 0"),
         (("--prompt", "a", "--method", "arr"), "Did you mean 'ar'?"),
         (("--prompt", "a", "--max-new-tokens", "0"), "max_new_tokens=0"),
         (("--prompt", "a", "--temperature", "-1"), "temperature=-1"),
