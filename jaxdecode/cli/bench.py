@@ -66,6 +66,8 @@ class Bench:
     """Go on after the model's own end tokens, so that every prompt gives as many tokens."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto is float32 on CPU, else bfloat16."""
+    layers: Literal["auto", "list", "stacked"] = "auto"
+    """stacked compiles many times faster and runs slower on CPU: for --check-only."""
     draft: Annotated[str | None, arg(metavar="NAME_OR_PATH", help_behavior_hint="")] = None
     """Draft model of the methods that need one."""
     tie_gap: float | None = None
@@ -156,6 +158,7 @@ class Bench:
             name,
             dtype=None if self.dtype == "auto" else self.dtype,
             accept_terms=self.accept_terms,
+            layers=self.layers,
             progress=show_progress(self.progress),
         )
 
@@ -177,6 +180,7 @@ class Bench:
         head = {
             "model": self.model,
             "draft": self.draft,
+            "layers": self.layers,
             "machine": bench.machine(lm),
             "plan": fields | {"lines": [line.label for line in plan.lines]},
             "prompts": prompts,
