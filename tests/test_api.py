@@ -1,19 +1,14 @@
 """What users are promised: any batch, any slicing in time, any stop, and errors that help."""
 
-import contextlib
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models
 
 import jaxdecode as jd
 from jaxdecode import api, engine
 from jaxdecode.convert.pipeline import convert
-from jaxdecode.convert.tokenizer import load_tokenizer
 from jaxdecode.errors import InputError, UnknownNameError
 from tests import toys
 from tests.golden.corpus import tiny_folder
@@ -22,16 +17,7 @@ from tests.golden.corpus import tiny_folder
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory):
     """A random model with a tokenizer whose tokens are one or two letters."""
-    letters = [chr(ord("a") + i) for i in range(26)]
-    pairs = [a + b for a in "abcde" for b in "abcdefg"]
-    vocab = {piece: i for i, piece in enumerate(letters + pairs)}
-    library = Library(models.BPE(vocab=vocab, merges=[(p[0], p[1]) for p in pairs]))
-    library.decoder = decoders.ByteLevel()
-    folder = tmp_path_factory.mktemp("tokenizer")
-    library.save(str(folder / "tokenizer.json"))
-    tokenizer = load_tokenizer(folder)
-    built = toys.config()
-    return api.from_params(built, toys.params(built), tokenizer=tokenizer)
+    return toys.spelling(tmp_path_factory.mktemp("tokenizer"))
 
 
 def random_batches(seed, count, vocab, longest):
@@ -128,7 +114,7 @@ def test_statistics_and_trace(lm):
 def test_ragged_requests_compile_nothing_after_warm_up(lm):
     jd.warmup(lm, batch_sizes=(1, 3), max_length=150, temperature=1.0)
     rng = np.random.default_rng(1)
-    with count_compilations() as compiled:
+    with toys.count_compilations() as compiled:
         for _ in range(25):
             total = int(rng.integers(2, 151))
             new = int(rng.integers(1, total))
@@ -137,25 +123,9 @@ def test_ragged_requests_compile_nothing_after_warm_up(lm):
             prompts = [rng.integers(0, 61, rng.integers(1, longest + 1)).tolist()] * rows
             jd.generate(lm, prompts, max_new_tokens=new, temperature=float(rng.integers(2)))
     assert compiled == []
-    with count_compilations() as compiled:
+    with toys.count_compilations() as compiled:
         jd.generate(lm, [[1]], max_new_tokens=1500, temperature=1.0)
     assert compiled, "the counter must count"
-
-
-@contextlib.contextmanager
-def count_compilations():
-    """A list that grows with every program compiled inside the block."""
-    events = []
-
-    def listen(event, duration, **_):
-        if event.endswith("backend_compile_duration"):
-            events.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_context_length_bounds_generation():

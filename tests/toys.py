@@ -1,5 +1,7 @@
 """The only place that builds models for tests."""
 
+import contextlib
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -7,17 +9,24 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from safetensors.numpy import save_file
+from tokenizers.models import BPE
 
 from jaxdecode import api, options, resolve
 from jaxdecode import engine as engines
+from jaxdecode.convert.tokenizer import load_tokenizer
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import DraftWeights, Models, Weights
 from jaxdecode.core.registry import METHODS
 from jaxdecode.core.types import Verdict
+from jaxdecode.evals import exactness
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig, Rope
 from jaxdecode.sampling import noise
+
+# Lines that one run of the loop decodes; policies call it piece by piece.
+LOOP = [name for name, entry in METHODS.items() if entry.policy is None]
 
 
 def config(**changes) -> ModelConfig:
@@ -77,9 +86,10 @@ def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
     return api.from_params(built, params(built, seed), name=name)
 
 
-def helpers(name: str) -> dict:
+def helpers(name: str, lm: api.LanguageModel | None = None) -> dict:
     """What a method needs besides the target, as keyword arguments of `generate`."""
-    known = {"draft": functools.partial(model, seed=5), "head": judge_head}
+    draft = lambda: dataclasses.replace(model(seed=5), tokenizer=lm and lm.tokenizer)  # noqa: E731
+    known = {"draft": draft, "head": judge_head}
     return {need: known[need]() for need in METHODS[name].needs if need in known}
 
 
@@ -100,6 +110,45 @@ def drafted(lm: api.LanguageModel, name: str, draft: api.LanguageModel, maps=(),
         choice, Models(_bound(lm), _bound(draft)), lm.params, weights
     )
     return engines.Engine(model=_bound(lm), method=chosen, weights=params)
+
+
+def built(lm: api.LanguageModel, name: str) -> engines.Engine:
+    """What runs a registry line, with the helpers it needs."""
+    _, choice = resolve.split(name, {})
+    return api._engine(lm, choice, helpers(name).get("draft"))
+
+
+def strict(name: str) -> dict:
+    """Options with which a line that is not exact by design gives the tokens of plain decoding."""
+    return exactness.strict_options(name)
+
+
+def spelling(folder) -> api.LanguageModel:
+    """A random model with a tokenizer whose tokens are one or two letters, kept in `folder`."""
+    letters = [chr(ord("a") + i) for i in range(26)]
+    pairs = [a + b for a in "abcde" for b in "abcdefg"]
+    vocab = {piece: i for i, piece in enumerate(letters + pairs)}
+    library = tokenizers.Tokenizer(BPE(vocab=vocab, merges=[(p[0], p[1]) for p in pairs]))
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+    built = config()
+    return api.from_params(built, params(built), tokenizer=load_tokenizer(folder))
+
+
+@contextlib.contextmanager
+def count_compilations():
+    """A list that grows with every program compiled inside the block."""
+    events = []
+
+    def listen(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            events.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def method(lm: api.LanguageModel, name: str, **asked):

@@ -12,6 +12,7 @@ of ending as a block, new places are not random, and sampling is covered.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +46,7 @@ def make(config: Config, models: Models) -> Drafter:
 
     def init(weights, request, canvas, view, memory):
         del weights, request, view, memory
-
-        def row(tokens, length):
-            blank = jnp.broadcast_to(tokens[length], (window,))
-            return follow(tokens, length, blank, jnp.int32(0))
-
-        return jax.vmap(row)(canvas.tokens, canvas.length)
+        return _first(canvas.tokens, canvas.length, window=window)
 
     def propose(weights, state, request, canvas, view):
         del weights, request, view
@@ -71,6 +67,17 @@ def make(config: Config, models: Models) -> Drafter:
         return jax.vmap(row)(canvas.tokens, canvas.length, drawn, num_committed)
 
     return Drafter(init=init, propose=propose, update=update, max_depth=window)
+
+
+@functools.partial(jax.jit, static_argnames="window")
+def _first(tokens: Int[Array, "B L"], length: Int[Array, "B"], *, window: int) -> Int[Array, "B W"]:
+    """The guesses before the first step."""
+
+    def row(tokens, length):
+        blank = jnp.broadcast_to(tokens[length], (window,))
+        return follow(tokens, length, blank, jnp.int32(0))
+
+    return jax.vmap(row)(tokens, length)
 
 
 def follow(

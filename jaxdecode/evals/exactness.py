@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdecode import resolve
+from jaxdecode import api, resolve
 from jaxdecode.core.protocols import Method
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
@@ -31,7 +31,20 @@ TWIN_SAMPLES = 100_000
 BLIND_TRUST = 0.25
 DRAFT_BLEND = 0.06
 # Options of drafters and verifiers that make a line small, by name; a line gets those it has.
-SMALL: dict[str, Any] = {"num_draft": 3, "num_slots": 64, "tree": "recycling_4"}
+SMALL: dict[str, Any] = {
+    "num_draft": 3,
+    "max_depth": 3,
+    "width": 3,
+    "window": 3,
+    "ngram": 3,
+    "pool": 2,
+    "buckets": 16,
+    "num_slots": 64,
+    "num_places": 8,
+    "num_candidates": 4,
+    "tree": "recycling_4",
+    "branching": (2, 2),
+}
 # Trees that are enumerated, by how a verifier wants drafts drawn. Verifiers that read no draft law
 # are exact for any drafts, so theirs are the likeliest tokens.
 DRAWN = {
@@ -56,7 +69,10 @@ STRICT: dict[str, dict[str, Any]] = {
     "bild": {"rollback": 0.0},
     "judge": {"threshold": 1.0},
     "reflective": {"alpha": 0.0},
+    "superposed": {"num_texts": 1, "alpha": 0.0},
 }
+# Prompts, and new tokens, of lines that are compared with plain decoding token by token.
+GREEDY_PROMPTS, GREEDY_NEW = 64, 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +82,9 @@ class Proof:
     Attributes:
         method: registry key.
         level: what the line promises.
-        variation: largest total variation by enumeration; None where nothing can be enumerated.
-        p_value: of the chi-square test.
+        variation: largest total variation by enumeration. Of a line that only decodes greedily,
+            where every law is one text: the share of texts that differ.
+        p_value: of the chi-square test; None for such a line.
         twin_variation: the same for the broken twin.
         twin_p_value: the same for the broken twin.
         samples: rows decoded.
@@ -80,10 +97,10 @@ class Proof:
 
     method: str
     level: str
-    variation: float | None
-    p_value: float
-    twin_variation: float | None
-    twin_p_value: float
+    variation: float
+    p_value: float | None
+    twin_variation: float
+    twin_p_value: float | None
     samples: int
     accepted: float
     default_variation: float | None
@@ -92,13 +109,12 @@ class Proof:
     @property
     def passed(self) -> bool:
         """Whether both proofs hold and both reject the twin."""
+        told_apart = self.variation <= MAX_VARIATION < self.twin_variation
+        if self.p_value is None or self.twin_p_value is None:
+            return told_apart
         drafts = METHODS[self.method].drafter != "none"
-        return (
-            self.p_value > MIN_P >= self.twin_p_value
-            and (self.variation is None or self.variation <= MAX_VARIATION)
-            and (self.twin_variation is None or self.twin_variation > MAX_VARIATION)
-            and (self.accepted > 0 or not drafts)
-        )
+        by_samples = self.p_value > MIN_P >= self.twin_p_value
+        return told_apart and by_samples and (self.accepted > 0 or not drafts)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields and the verdict, for JSON."""
@@ -107,6 +123,8 @@ class Proof:
 
 def rows_needed(name: str, samples: int) -> int:
     """Rows that `prove` decodes, for progress bars."""
+    if greedy_only(name):
+        return 0
     exact = METHODS[name].level in ("L0", "L1")
     controls = 1 if exact or "head" in METHODS[name].needs else 2
     return sampled.whole(samples) + controls * sampled.whole(min(samples, TWIN_SAMPLES))
@@ -115,23 +133,23 @@ def rows_needed(name: str, samples: int) -> int:
 def names(asked: str) -> list[str]:
     """Registry lines of a comma-separated list, or of "all"."""
     if asked == "all":
-        return [name for name in METHODS if draws_tokens(name)]
+        return [name for name in METHODS if is_one_loop(name)]
     found = [name.strip() for name in asked.split(",") if name.strip()]
     if not found:
         raise InputError("methods is empty; name some, or use all.")
     for name in found:
         resolve.entry_of(name)
-        if not draws_tokens(name):
+        if not is_one_loop(name):
             raise InputError(
-                f"method {name!r} has no law of its tokens that could be proven; leave it out."
+                f"method {name!r} is a policy over several runs of the loop, which has no law that "
+                "could be proven; leave it out."
             )
     return found
 
 
-def draws_tokens(name: str) -> bool:
-    """Whether the line draws tokens from a law: no policy, and temperatures are honoured."""
-    entry = METHODS[name]
-    return entry.policy is None and "temperature" not in entry.refuses
+def is_one_loop(name: str) -> bool:
+    """Whether one run of the loop decodes a text; policies call it piece by piece."""
+    return METHODS[name].policy is None
 
 
 def prove(
@@ -144,6 +162,8 @@ def prove(
         samples: rows decoded for the chi-square test; the twin gets at most TWIN_SAMPLES.
         progress: called with the number of rows decoded since the last call.
     """
+    if greedy_only(name):
+        return _prove_greedy(name)
     begin = time.perf_counter()
     exact = METHODS[name].level in ("L0", "L1")
     choice = small(name, strict=not exact)
@@ -191,6 +211,50 @@ def _variation(file: str, config: Any, drafts: bool, broken: bool) -> float:
     return max(enumeration.variation(verifier, drafter) for drafter in DRAWN[draws])
 
 
+def greedy_only(name: str) -> bool:
+    """Whether the line draws nothing: then texts are compared."""
+    return "temperature" in METHODS[name].refuses
+
+
+def _prove_greedy(name: str) -> Proof:
+    """The strict setting against plain decoding; what the line's defaults give is the control."""
+    begin = time.perf_counter()
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, toys.VOCAB, 6).tolist() for _ in range(GREEDY_PROMPTS)]
+    draft = toys.model(blend=DRAFT_BLEND) if "draft" in METHODS[name].needs else None
+
+    def texts(method: str, **more: Any) -> list[list[int]]:
+        asked: dict[str, Any] = dict(max_new_tokens=GREEDY_NEW, batch_size=GREEDY_PROMPTS)
+        return api.generate(toys.model(), prompts, method=method, **asked, **more).tokens
+
+    def share(**more: Any) -> float:
+        ours = texts(name, draft=draft, **more)
+        return float(np.mean([a != b for a, b in zip(ours, wanted, strict=True)]))
+
+    wanted = texts("ar")
+    strict, usual = share(**strict_options(name)), share()
+    return Proof(
+        method=name,
+        level=METHODS[name].level,
+        variation=strict,
+        p_value=None,
+        twin_variation=usual,
+        twin_p_value=None,
+        samples=0,
+        accepted=0.0,
+        default_variation=usual,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def strict_options(name: str) -> dict[str, Any]:
+    """Options with which a line that is not exact by design is exact; none for others."""
+    entry = METHODS[name]
+    if entry.level in ("L0", "L1"):
+        return {}
+    return STRICT.get(entry.verifier, {})
+
+
 def small(name: str, strict: bool = False) -> resolve.Choice:
     """The line with options that make it small enough for a toy.
 
@@ -207,7 +271,7 @@ def small(name: str, strict: bool = False) -> resolve.Choice:
                 limit = SMALL[field.name]
                 options[field.name] = min(value, limit) if isinstance(value, int) else limit
     if strict:
-        options |= STRICT[METHODS[name].verifier]
+        options |= strict_options(name)
     return resolve.split(name, options)[1]
 
 

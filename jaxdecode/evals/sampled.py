@@ -4,6 +4,7 @@ Thousands of rows with the same prompt and different keys run as one batch of th
 they emitted is counted and held against the exact law with a chi-square test.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,9 +24,10 @@ from jaxdecode.evals import toys
 PROMPT = (0, 1, 2, 3, 4, 0, 1, 3, 2, 0, 1)
 TEMPERATURE = 0.9
 NUM_NEW = 4
-ROWS = 8192
+ROWS = 4096
 # Cells of the law that fewer samples than this are expected in are counted as one.
 MIN_EXPECTED = 10.0
+_COUNTERS = [field.name for field in dataclasses.fields(Stats)]
 
 
 class Setup(NamedTuple):
@@ -89,10 +91,7 @@ def counts(
     cells, accepted, steps = np.zeros(size**NUM_NEW, np.int64), 0, 0
     for batch in range(whole(samples) // ROWS):
         keys = np.random.default_rng(batch).integers(0, 2**32, (ROWS, 2), np.uint32)
-        start = _start(ready, template, keys)
-        more, stats = jax.device_get(
-            _run(ready.weights, *start, model=ready.model, method=ready.method)
-        )
+        more, stats = jax.device_get(_run(ready, template, jnp.asarray(keys)))
         cells += more
         accepted, steps = accepted + int(stats.num_accepted.sum()), steps + int(stats.nfe.sum())
         if progress is not None:
@@ -147,21 +146,41 @@ def _start(
     return request, state
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
-def _run(
-    weights: Weights,
-    request: Request,
-    state: DecodeState,
-    *,
-    model: Model,
-    method: Method,
-) -> tuple[Int[Array, "cells"], Stats]:
-    end = loop.run(weights, request, state, jnp.int32(NUM_NEW), target=model.target, method=method)
-    new = jax.lax.slice_in_dim(end.canvas.tokens, len(PROMPT), len(PROMPT) + NUM_NEW, axis=1)
-    size = model.config.vocab_size
+def _run(ready: Setup, template: tuple[Any, Canvas], keys: UInt32[Array, "B 2"]):
+    """Counts of each continuation, and the counters, of one batch."""
+    method, weights = ready.method, ready.weights
+    rows = keys.shape[0]
+    cache, canvas = _spread(template, rows=rows)
+    request = Request(
+        key=keys,
+        sampling=Sampling(temperature=jnp.full(rows, TEMPERATURE, jnp.float32)),
+        stop_tokens=jnp.full(1, -1, jnp.int32),
+    )
+    view = method.cache.read(cache)
+    state = DecodeState(
+        canvas=canvas,
+        cache=cache,
+        drafter=method.drafter.init(weights, request, canvas, view, None),
+        # Three buffers, because they are donated.
+        stats=Stats(**{name: jnp.zeros(rows, jnp.int32) for name in _COUNTERS}),
+        step=jnp.int32(0),
+    )
+    end = loop.run(
+        weights, request, state, jnp.int32(NUM_NEW), target=ready.model.target, method=method
+    )
+    return _cells(end.canvas.tokens, size=ready.model.config.vocab_size), end.stats
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _spread(template: tuple[Any, Canvas], *, rows: int) -> tuple[Any, Canvas]:
+    return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), template)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _cells(tokens: Int[Array, "B L"], *, size: int) -> Int[Array, "cells"]:
+    new = jax.lax.slice_in_dim(tokens, len(PROMPT), len(PROMPT) + NUM_NEW, axis=1)
     place = size ** jnp.arange(NUM_NEW - 1, -1, -1, dtype=jnp.int32)
-    cells = jnp.zeros(size**NUM_NEW, jnp.int32).at[(new * place).sum(1)].add(1)
-    return cells, end.stats
+    return jnp.zeros(size**NUM_NEW, jnp.int32).at[(new * place).sum(1)].add(1)
 
 
 def chi_square(found: np.ndarray, law: np.ndarray) -> float:

@@ -59,20 +59,21 @@ def test_enumeration_convicts_the_twin_however_drafts_are_drawn():
 def test_a_line_is_proven_and_its_twin_convicted(name):
     proof = exactness.prove(name, 50_000)
     assert proof.passed, proof
-    assert proof.twin_p_value < 1e-6 and proof.twin_variation > 1e-2
+    assert proof.twin_variation > 1e-2
+    assert proof.twin_p_value is None or proof.twin_p_value < 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", exactness.names("all"))
 def test_every_line_is_proven_with_a_million_samples(name):
     proof = exactness.prove(name, 1_000_000)
-    assert proof.passed and proof.samples >= 1_000_000, proof
+    assert proof.passed and (proof.p_value is None or proof.samples >= 1_000_000), proof
 
 
 def test_names_of_lines():
-    assert set(METHODS) - set(exactness.names("all")) == {"superposed", "specreason"}
+    assert set(METHODS) - set(exactness.names("all")) == {"specreason"}
     with pytest.raises(InputError, match="no law"):
-        exactness.names("ar,superposed")
+        exactness.names("ar,specreason")
     assert exactness.names("ar, prompt_lookup") == ["ar", "prompt_lookup"]
     with pytest.raises(UnknownNameError, match="prompt_lookup"):
         exactness.names("prompt_lokup")

@@ -1,0 +1,63 @@
+"""Every drafter with every verifier, also pairs that no registry line has: right, or refused."""
+
+import functools
+import importlib
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxdecode import engine, options, resolve
+from jaxdecode.core import loop
+from jaxdecode.core.protocols import Method
+from jaxdecode.core.registry import METHODS
+from jaxdecode.errors import InputError
+from tests import toys
+
+PACKAGE = Path(__file__).parents[2] / "jaxdecode"
+PROMPTS = [[3, 1, 4, 1, 5, 3, 1], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
+NEW = 8
+
+
+def files(folder):
+    return sorted(path.stem for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__")
+
+
+def in_registry(drafter, verifier):
+    return any((e.drafter, e.verifier) == (drafter, verifier) for e in METHODS.values())
+
+
+@functools.cache
+def line_of(drafter):
+    """A registry line with this drafter: it says what the drafter needs."""
+    return next(name for name, entry in METHODS.items() if entry.drafter == drafter)
+
+
+def pair(drafter, verifier):
+    """What runs the pair; InputError where its construction refuses it."""
+    lm, name = toys.model(), line_of(drafter)
+    _, choice = resolve.split(name, {})
+    built = toys.built(lm, name)
+    module = importlib.import_module(f"jaxdecode.verifiers.{verifier}")
+    config = choice.verifier if METHODS[name].verifier == verifier else module.Config()
+    method = Method(built.method.drafter, module.make(config), built.method.cache)
+    return engine.Engine(model=built.model, method=method, weights=built.weights)
+
+
+def traced(built):
+    """The shapes after one traced step; InputError where tracing refuses the pair."""
+    lm = toys.model()
+    request = toys.request(lm, options.Options(max_new_tokens=NEW), PROMPTS, batch=2)
+    start = engine.prefilled(built, request, PROMPTS, NEW)
+    step = functools.partial(loop.step, target=lm.target, method=built.method)
+    return jax.eval_shape(step, built.weights, request, start)
+
+
+@pytest.mark.parametrize("drafter", files("drafters"))
+def test_every_verifier_takes_a_drafter_or_refuses_it_with_a_message(drafter):
+    for verifier in files("verifiers"):
+        try:
+            traced(pair(drafter, verifier))
+        except InputError as refusal:
+            assert not in_registry(drafter, verifier), refusal
+            assert len(str(refusal)) > 30
