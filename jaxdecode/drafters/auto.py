@@ -32,14 +32,14 @@ from jaxdecode.trees import chain, static
 _MATCH_STARTS = np.asarray([1, 2, 3, 5, 8])
 # How often a drafted token of each kind is right before anything was counted, and how many counts
 # that is worth: SmolLM2-135M on Spec-Bench prompts.
-_PRIOR = np.asarray([0.4, 0.3, 0.5, 0.6, 0.75, 0.88], np.float32)
+_PRIOR = np.asarray([0.5, 0.3, 0.5, 0.6, 0.75, 0.88], np.float32)
 _PRIOR_COUNT = 8.0
 _DECAY = 0.97
 # How often the follower of each rank is the next token, relative to the table as a whole. Orders
 # the nodes of the tree, and says what a part of it is worth.
 _RANK_SHARE = (0.62, 0.14, 0.08, 0.05, 0.04, 0.03, 0.02, 0.02)
 # A tree pays only where a few more nodes are almost free; else its table is not even kept.
-_TREE_PAYS_BELOW = 1.25
+_TREE_PAYS_BELOW = 1.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ def test_the_table_is_kept_only_where_trees_can_pay():
     keep = lambda *cost: bool(  # noqa: E731
         auto.price(Weights(target=None), np.asarray(cost)).drafter.keep_table
     )
-    assert keep(1, 1.1, 1.9) and not keep(1, 1.4, 1.9)
+    assert keep(1, 1.3, 1.9) and not keep(1, 1.6, 1.9)
 
 
 @pytest.mark.parametrize("widths", [(4, 8), (1,), (1, 8, 4), (1, 1, 4)])
