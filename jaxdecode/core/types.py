@@ -5,7 +5,7 @@ path, C child slots, V vocabulary, K kv heads, H layers, S cache slots, D hidden
 """
 
 import dataclasses
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Int16, UInt32
@@ -96,6 +96,11 @@ class Canvas:
     logprob: Float[Array, "B L"]
 
 
+# How several children of one node were drawn: each from the node's whole law; each from what its
+# elder siblings left of it; the likeliest tokens, and one draw from what they left.
+Draws = Literal["with_replacement", "without_replacement", "likeliest_and_one"]
+
+
 @pytree
 class SparseProbs:
     """A law per node with at most J tokens; entries of probability 0 are padding.
@@ -156,6 +161,8 @@ class Proposal:
         max_children: static bound on the children of all nodes that share one path; only rules
             that read the draft law need it.
         draft_probs: law the children of each node were drawn from; None if nothing was drawn.
+        draws: how they were drawn, where nodes have several; None if nothing was drawn. Rules that
+            read the law are right for one way only, and refuse the others.
         probe: nodes that are scored but never committed; None if there are none.
         superposed: hypotheses that share the nodes; their blend enters the target instead of
             `tokens`. None for drafts of one text.
@@ -168,6 +175,7 @@ class Proposal:
     max_depth: int = static()
     max_children: int = static(default=1)
     draft_probs: Float[Array, "B N V"] | SparseProbs | None = None
+    draws: Draws | None = static(default=None)
     probe: Bool[Array, "B N"] | None = None
     superposed: Superposition | None = None
 

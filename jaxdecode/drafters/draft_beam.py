@@ -66,6 +66,7 @@ def plan(config: Config) -> levels.Plan:
         expand=expand,
         carry=(jnp.zeros(1), jnp.zeros(1)),
         max_children=width,
+        draws="without_replacement",
     )
 
 

@@ -62,6 +62,7 @@ def several(num_chains: int, num_draft: int) -> levels.Plan:
         expand=expand,
         carry=(),
         max_children=num_chains,
+        draws="with_replacement",
     )
 
 

@@ -65,6 +65,7 @@ def plan(config: Config) -> levels.Plan:
         expand=expand,
         carry=(),
         max_children=max(config.branching),
+        draws="likeliest_and_one" if config.children == "greedy" else "without_replacement",
     )
 
 

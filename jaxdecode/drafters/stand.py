@@ -96,7 +96,9 @@ def make(config: Config, models: Models) -> Drafter:
         every = jax.vmap(functools.partial(draft, tree=tree))
         tokens, valid, law = every(state, request.key, greedy, canvas.tokens, canvas.length)
         arrays = static.proposal_arrays(tree, tokens.shape[0])
-        return Proposal(tokens=tokens, valid=valid, draft_probs=law, **arrays), state
+        return Proposal(
+            tokens=tokens, valid=valid, draft_probs=law, draws="without_replacement", **arrays
+        ), state
 
     return Drafter(
         init=start,

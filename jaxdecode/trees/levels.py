@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.core import masks
 from jaxdecode.core.protocols import Drafter, Models, Rows, Weights
-from jaxdecode.core.types import Canvas, Proposal, Request, Sampling
+from jaxdecode.core.types import Canvas, Draws, Proposal, Request, Sampling
 from jaxdecode.sampling import noise, warp
 from jaxdecode.trees import chain, draft_lm, walk
 from jaxdecode.trees.draft_lm import DraftModel
@@ -54,6 +54,7 @@ class Plan(NamedTuple):
         expand: one level to the next.
         carry: what the first expansion is given.
         max_children: most children of nodes that share one path.
+        draws: how they are drawn.
     """
 
     sizes: tuple[int, ...]
@@ -61,6 +62,7 @@ class Plan(NamedTuple):
     expand: Expand
     carry: Any
     max_children: int
+    draws: Draws
 
 
 def make(plan: Plan, models: Models) -> Drafter:
@@ -147,6 +149,7 @@ class _Tree(NamedTuple):
             max_depth=max_depth,
             max_children=plan.max_children,
             draft_probs=jnp.concatenate([*self.law, last], axis=1),
+            draws=plan.draws,
         )
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
-from jaxdecode.core.types import Canvas, Proposal, Request, Sampling, SparseProbs, Verdict
+from jaxdecode.core.types import Canvas, Draws, Proposal, Request, Sampling, SparseProbs, Verdict
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import noise, warp
 
@@ -55,6 +55,12 @@ class Visit(NamedTuple):
 
 # Scores of the next token's law: log-probabilities up to a constant.
 Rule = Callable[[Visit], Float[Array, "V"]]
+_WAYS = {
+    "with_replacement": "independently (with_replacement)",
+    "without_replacement": "without repetition (without_replacement)",
+    "likeliest_and_one": "as the likeliest tokens and one more (likeliest_and_one)",
+    None: "in a way of its own",
+}
 # One number per node, from what the target returned.
 Marks = Callable[[Weights, Request, Canvas, Proposal, TargetOutput], Float[Array, "B N"]]
 
@@ -69,7 +75,7 @@ def make(
     rule: Rule,
     *,
     reads_children: bool = True,
-    reads_draft_law: bool = False,
+    draws: Draws | None = None,
     marks: Marks | None = None,
     taps: tuple[str, ...] = (),
 ) -> Verifier:
@@ -78,7 +84,8 @@ def make(
     Args:
         rule: law of the next token at a node.
         reads_children: whether the rule looks at `tokens` and `valid`.
-        reads_draft_law: whether the rule needs drafts that record the law they were drawn from.
+        draws: how several drafts of one place must have been drawn, for a rule that reads the law
+            they were drawn from; None if it does not.
         marks: numbers per node that the rule reads at the children.
         taps: hidden states that `marks` reads.
     """
@@ -90,8 +97,8 @@ def make(
         proposal: Proposal,
         output: TargetOutput,
     ) -> Verdict:
-        if reads_draft_law:
-            check_draft_law(proposal)
+        if draws is not None:
+            check_draft_law(proposal, draws)
         number = None if marks is None else marks(weights, request, canvas, proposal, output)
         num_children = proposal.max_children if reads_children else 0
         walk_row = functools.partial(_walk, rule, num_children)
@@ -104,12 +111,18 @@ def make(
     return Verifier(verify=verify, outcomes=outcomes, taps=taps)
 
 
-def check_draft_law(proposal: Proposal) -> None:
-    """Refuses drafts without the law that they were drawn from."""
+def check_draft_law(proposal: Proposal, draws: Draws | None = None) -> None:
+    """Refuses drafts without the law that they were drawn from, or drawn in another way."""
     if proposal.draft_probs is None and proposal.max_depth > 0:
         raise InputError(
             "this verifier needs drafts that were drawn from a recorded law, but the drafter "
             "proposes without one; use verifier sample_match."
+        )
+    if draws is not None and proposal.max_children > 1 and proposal.draws != draws:
+        raise InputError(
+            f"this verifier is right for drafts that are drawn {_WAYS[draws]}, but the drafter "
+            f"draws them {_WAYS[proposal.draws]}; draft one token per place, or use a method that "
+            "fits."
         )
 
 

@@ -33,7 +33,7 @@ class Config:
 def make(config: Config) -> Verifier:
     """The verifier."""
     del config
-    return walk.make(lambda visit: jnp.log(law(visit)), reads_draft_law=True)
+    return walk.make(lambda visit: jnp.log(law(visit)), draws="with_replacement")
 
 
 def law(visit: walk.Visit) -> Float[Array, "V"]:

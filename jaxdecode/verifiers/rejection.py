@@ -51,7 +51,7 @@ class Config:
 def make(config: Config) -> Verifier:
     """The verifier."""
     once = config.draws == "without_replacement"
-    return walk.make(lambda visit: jnp.log(law(visit, once=once)), reads_draft_law=True)
+    return walk.make(lambda visit: jnp.log(law(visit, once=once)), draws=config.draws)
 
 
 def law(visit: walk.Visit, *, once: bool) -> Float[Array, "V"]:

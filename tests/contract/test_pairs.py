@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import jaxdecode as jd
 from jaxdecode import engine, options, resolve
 from jaxdecode.core import loop
 from jaxdecode.core.protocols import Method
@@ -61,3 +62,28 @@ def test_every_verifier_takes_a_drafter_or_refuses_it_with_a_message(drafter):
         except InputError as refusal:
             assert not in_registry(drafter, verifier), refusal
             assert len(str(refusal)) > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("speculative_sampling", {"num_chains": 2}),
+        ("rsd_c", {"draws": "with_replacement"}),
+        ("rsd_c", {"children": "greedy"}),
+        ("rsd_s", {"draws": "with_replacement"}),
+        ("optimal_mdsd", {"children": "race"}),
+        ("block_verification", {"num_chains": 2}),
+    ],
+)
+def test_options_that_would_draw_drafts_in_a_way_the_rule_is_wrong_for_are_refused(name, asked):
+    more = toys.helpers(name) | asked
+    with pytest.raises(InputError, match="draws them|single chains"):
+        jd.generate(toys.model(), PROMPTS, method=name, max_new_tokens=NEW, **more)
+
+
+def test_what_fits_is_not_refused():
+    asked = {"num_chains": 2, "draws": "with_replacement"} | toys.helpers("speculative_sampling")
+    out = jd.generate(
+        toys.model(), PROMPTS, method="speculative_sampling", max_new_tokens=NEW, **asked
+    )
+    assert out.tokens == jd.generate(toys.model(), PROMPTS, max_new_tokens=NEW).tokens

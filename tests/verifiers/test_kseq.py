@@ -31,7 +31,7 @@ def test_counting_the_slots_instead_of_the_drafts_fails():
     def rule(visit):
         return jnp.log(kseq.law(visit._replace(valid=jnp.ones_like(visit.valid))))
 
-    verifier = walk.make(rule, reads_draft_law=True)
+    verifier = walk.make(rule, draws="with_replacement")
     assert enumeration.variation(verifier, enumeration.chains(2, 2)) > 1e-2
 
 

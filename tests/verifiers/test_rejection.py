@@ -42,7 +42,7 @@ def _wrong(change):
     def rule(visit):
         return jnp.log(change(visit.target_probs(), visit.draft_probs, visit.tokens[0]))
 
-    return walk.make(rule, reads_draft_law=True)
+    return walk.make(rule, draws="without_replacement")
 
 
 def _swapped(target, draft, token):
