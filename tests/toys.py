@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tokenizers
 from safetensors.numpy import save_file
 from tokenizers.models import BPE
@@ -27,6 +28,23 @@ from jaxdecode.sampling import noise
 
 # Lines that one run of the loop decodes; policies call it piece by piece.
 LOOP = [name for name, entry in METHODS.items() if entry.policy is None]
+# One line per way of drafting and of checking. Contract tests that compile much run over these at
+# every commit, and over the others with the slow tests.
+CORE = (
+    "ar",
+    "auto",
+    "prompt_lookup",
+    "token_recycling",
+    "draft_model",
+    "layerskip",
+    "speculative_sampling",
+    "spectr",
+)
+
+
+def core_first(names):
+    """Parameters of a test: lines outside CORE are slow."""
+    return [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def config(**changes) -> ModelConfig:
@@ -114,8 +132,14 @@ def drafted(lm: api.LanguageModel, name: str, draft: api.LanguageModel, maps=(),
 
 def built(lm: api.LanguageModel, name: str) -> engines.Engine:
     """What runs a registry line, with the helpers it needs."""
-    _, choice = resolve.split(name, {})
-    return api._engine(lm, choice, helpers(name).get("draft"))
+    given = helpers(name)
+    draft = given.pop("draft", None)
+    _, choice = resolve.split(name, given)
+    made = api._engine(lm, choice, draft)
+    drafter = made.method.drafter
+    if drafter.price is not None:
+        made.weights = drafter.price(made.weights, np.ones(len(drafter.widths)))
+    return made
 
 
 def strict(name: str) -> dict:

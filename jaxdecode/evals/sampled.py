@@ -65,6 +65,9 @@ def setup(
     models = Models(bind(lm), None if draft is None else bind(draft))
     own = None if draft is None else DraftWeights(draft.params)
     method, weights = resolve.weights_of(choice, models, lm.params, own)
+    if method.drafter.price is not None:
+        # At equal prices as much is drafted as can be.
+        weights = method.drafter.price(weights, np.ones(len(method.drafter.widths)))
     return Setup(method, weights, models.target)
 
 

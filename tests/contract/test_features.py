@@ -67,7 +67,7 @@ def refused(name):
     return [feature for feature in FEATURES if feature in METHODS[name].refuses]
 
 
-@pytest.mark.parametrize("name", toys.LOOP)
+@pytest.mark.parametrize("name", toys.core_first(toys.LOOP))
 def test_all_features_at_once(lm, name):
     check(lm, name, [feature for feature in FEATURES if feature not in refused(name)])
 

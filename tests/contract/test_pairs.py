@@ -1,5 +1,6 @@
 """Every drafter with every verifier, also pairs that no registry line has: right, or refused."""
 
+import dataclasses
 import functools
 import importlib
 from pathlib import Path
@@ -8,7 +9,7 @@ import jax
 import pytest
 
 import jaxdecode as jd
-from jaxdecode import engine, options, resolve
+from jaxdecode import engine, options
 from jaxdecode.core import loop
 from jaxdecode.core.protocols import Method
 from jaxdecode.core.registry import METHODS
@@ -24,25 +25,25 @@ def files(folder):
     return sorted(path.stem for path in (PACKAGE / folder).glob("*.py") if path.stem != "__init__")
 
 
-def in_registry(drafter, verifier):
-    return any((e.drafter, e.verifier) == (drafter, verifier) for e in METHODS.values())
-
-
-@functools.cache
-def line_of(drafter):
-    """A registry line with this drafter: it says what the drafter needs."""
-    return next(name for name, entry in METHODS.items() if entry.drafter == drafter)
+def lines(drafter, *verifier):
+    """Registry lines with this drafter, and this verifier."""
+    wanted = (drafter, *verifier)
+    return [n for n, e in METHODS.items() if (e.drafter, e.verifier)[: len(wanted)] == wanted]
 
 
 def pair(drafter, verifier):
     """What runs the pair; InputError where its construction refuses it."""
-    lm, name = toys.model(), line_of(drafter)
-    _, choice = resolve.split(name, {})
+    lm, (name, *_) = toys.model(), lines(drafter, verifier) or lines(drafter)
     built = toys.built(lm, name)
+    if METHODS[name].verifier == verifier:
+        return built
     module = importlib.import_module(f"jaxdecode.verifiers.{verifier}")
-    config = choice.verifier if METHODS[name].verifier == verifier else module.Config()
-    method = Method(built.method.drafter, module.make(config), built.method.cache)
-    return engine.Engine(model=built.model, method=method, weights=built.weights)
+    own = {field.name for field in dataclasses.fields(module.Config)}
+    given = {"head": toys.judge_head()} if "head" in own else {}
+    seat = module.make(module.Config(**given))
+    weights = built.weights if seat.prepare is None else seat.prepare(built.weights)
+    method = Method(built.method.drafter, seat, built.method.cache)
+    return engine.Engine(model=built.model, method=method, weights=weights)
 
 
 def traced(built):
@@ -60,7 +61,7 @@ def test_every_verifier_takes_a_drafter_or_refuses_it_with_a_message(drafter):
         try:
             traced(pair(drafter, verifier))
         except InputError as refusal:
-            assert not in_registry(drafter, verifier), refusal
+            assert not lines(drafter, verifier), refusal
             assert len(str(refusal)) > 30
 
 
