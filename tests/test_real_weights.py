@@ -14,7 +14,7 @@ import jaxdecode as jd
 from jaxdecode.convert import download
 from tests import toys
 from tests.golden import corpus
-from tests.test_api import count_compilations
+from tests.toys import count_compilations
 
 pytestmark = pytest.mark.slow
 NEAR_TIE = 1e-4
