@@ -22,6 +22,7 @@ from jaxdecode.core.protocols import Method
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import enumeration, sampled, toys
+from jaxdecode.sampling import residual
 from jaxdecode.trees import walk
 
 MAX_VARIATION = 1e-6
@@ -311,14 +312,15 @@ def broken_rule(visit: walk.Visit) -> Float[Array, "V"]:
 
     Where the draft's law is known it accepts as rejection sampling does, but then draws from the
     target's law instead of the residual. Elsewhere it accepts the first draft blindly in a quarter
-    of all cases.
+    of all cases, and else takes another token, also if the draft was the target's own draw.
     """
     target = visit.target_probs()
     slot = jnp.argmax(visit.valid)
     token = visit.tokens[slot]
-    trust = jnp.float32(BLIND_TRUST)
+    trust, left = jnp.float32(BLIND_TRUST), target.at[token].set(0.0)
     if visit.draft_probs is not None:
+        left = target
         trust = jnp.minimum(1.0, target[token] / jnp.maximum(visit.draft_probs[token], 1e-12))
-    trust = jnp.where(visit.valid[slot], trust, 0.0)
     point = jax.nn.one_hot(token, target.shape[0], dtype=jnp.float32)
-    return jnp.log(trust * point + (1 - trust) * target)
+    law = trust * point + (1 - trust) * residual.normalise(left, target)
+    return jnp.log(jnp.where(visit.valid[slot], law, target))
