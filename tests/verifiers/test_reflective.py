@@ -32,6 +32,7 @@ def test_reflection_by_a_hair_changes_nothing(law):
 
 @pytest.mark.parametrize(("alpha", "probe"), [(0.6, ()), (1.0, (7, 8, 9))])
 def test_every_step_is_that_of_plain_python(alpha, probe):
+    lm = toys.model()
 
     def keeps(row, draft, index, scores):
         again = [*row, *draft, *(probe or row[-1:]), *draft]
@@ -40,7 +41,6 @@ def test_every_step_is_that_of_plain_python(alpha, probe):
         return ((1 - alpha) * scores + alpha * second).argmax() == draft[index]
 
     out = _run(alpha=alpha, probe=probe)
-    plain_out = jd.generate(lm, PROMPTS, method="ar", max_new_tokens=20)
     for b, prompt in enumerate(PROMPTS):
         assert (out.tokens[b], out.stats[b].nfe) == plain.decode(lm, prompt, 20, 4, keeps)
 
