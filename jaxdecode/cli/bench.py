@@ -48,7 +48,7 @@ class Bench:
     """JSONL file, or - for stdin: lines as `generate --prompts` takes, with an optional
     "category", or those of Spec-Bench (its first turns)."""
     methods: Annotated[str, arg(metavar="NAMES")] = "all"
-    """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4:ngram=2), "all",
+    """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4), "all",
     or a level (L0). ar is the baseline and always runs."""
     max_new_tokens: int = 128
     """Most new tokens per prompt."""

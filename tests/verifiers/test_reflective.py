@@ -10,11 +10,13 @@ from tests import toys
 from tests.verifiers import plain
 
 PROMPTS = [[3, 1, 4, 1, 5, 3, 1, 4, 1], [9, 9, 9, 9], [2, 6, 5, 3, 5, 2, 6, 5]]
+# Rows on which the toy, reading the draft twice, keeps tokens that it would not have drawn.
+SWAYED = [[38, 31, 16] * 3, [2, 4] * 5, [57, 16, 49] * 3]
 
 
-def _run(**asked):
+def _run(prompts=PROMPTS, **asked):
     asked = {"max_new_tokens": 20, "num_draft": 4} | asked
-    return jd.generate(toys.model(), PROMPTS, method="reflective_verify", **asked)
+    return jd.generate(toys.model(), prompts, method="reflective_verify", **asked)
 
 
 @pytest.mark.parametrize("law", [{}, {"temperature": 0.9, "seed": 4}])
@@ -32,7 +34,7 @@ def test_reflection_by_a_hair_changes_nothing(law):
 
 @pytest.mark.parametrize(("alpha", "probe"), [(0.6, ()), (1.0, (7, 8, 9))])
 def test_every_step_is_that_of_plain_python(alpha, probe):
-    lm = toys.model()
+    lm, prompts = toys.model(), PROMPTS + SWAYED
 
     def keeps(row, draft, index, scores):
         again = [*row, *draft, *(probe or row[-1:]), *draft]
@@ -40,9 +42,11 @@ def test_every_step_is_that_of_plain_python(alpha, probe):
         second = toys.full_logits(lm, again)[0][start + index]
         return ((1 - alpha) * scores + alpha * second).argmax() == draft[index]
 
-    out = _run(alpha=alpha, probe=probe)
-    for b, prompt in enumerate(PROMPTS):
+    out = _run(prompts, alpha=alpha, probe=probe)
+    for b, prompt in enumerate(prompts):
         assert (out.tokens[b], out.stats[b].nfe) == plain.decode(lm, prompt, 20, 4, keeps)
+    exact = jd.generate(lm, prompts, method="ar", max_new_tokens=20)
+    assert out.tokens != exact.tokens, "reflection lets drafts pass"
 
 
 def test_the_law_raises_the_draft_and_keeps_the_ratios_of_the_others():
