@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= smollm2-135m
 QUESTION ?= Why is the sky blue?
 # Two processes: one alone leaves a core idle while it compiles.
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 # Only for `make lock`.
 PYTHON311 ?= python3.11
 PYTHON312 ?= python3.12
@@ -55,7 +55,7 @@ test: lint ## Run lint and the fast tests.
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 test-slow: dev ## Run the tests that need real weights or minutes.
-	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 docs: dev ## Renew the table of methods in docs/methods.md.
 	text=$$(sed '/^| method |/,$$d' docs/methods.md) && table=$$($(BIN)/python -m jaxdecode methods --markdown) && \

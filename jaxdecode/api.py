@@ -16,7 +16,7 @@ from jaxdecode import engine as engines
 from jaxdecode.convert import download, pipeline, vocab
 from jaxdecode.convert.open import open_source
 from jaxdecode.convert.tokenizer import TextStream, Tokenizer
-from jaxdecode.core.protocols import DraftWeights, Models, Target, Writer
+from jaxdecode.core.protocols import DraftWeights, Model, Models, Target, Writer
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, layout
 from jaxdecode.models.config import ModelConfig
@@ -57,6 +57,11 @@ class LanguageModel:
     end_tokens: tuple[int, ...]
     dtype: Any
     kv_dtype: Any
+
+    @property
+    def bound(self) -> Model:
+        """Its pure functions and its cache: what the loop takes."""
+        return resolve.model_of(self.config, self.target, self.kv_dtype)
 
     def __repr__(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -349,8 +354,7 @@ def _check_counts(n: int, batch_size: int) -> None:
 def _engine(
     lm: LanguageModel, choice: resolve.Choice, draft: LanguageModel | None
 ) -> engines.Engine:
-    bound = lambda model: resolve.model_of(model.config, model.target, model.kv_dtype)  # noqa: E731
-    models = Models(bound(lm), bound(draft) if draft is not None else None)
+    models = Models(lm.bound, None if draft is None else draft.bound)
     takes_one = "draft" in choice.entry.needs
     params = _draft_weights(lm, draft) if draft is not None and takes_one else None
     method, weights = resolve.weights_of(choice, models, lm.params, params)

@@ -22,6 +22,7 @@ from jaxdecode.core.protocols import DraftWeights, Models, Weights
 from jaxdecode.core.registry import METHODS
 from jaxdecode.core.types import Verdict
 from jaxdecode.evals import exactness
+from jaxdecode.evals import toys as smallest
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig, Rope
 from jaxdecode.sampling import noise
@@ -49,10 +50,8 @@ def core_first(names):
 
 def config(**changes) -> ModelConfig:
     """A two-layer model small enough for property tests; keyword arguments replace fields."""
-    base = dict(
-        family="llama",
+    sizes = dict(
         vocab_size=61,
-        num_layers=2,
         hidden_size=32,
         intermediate_size=48,
         num_heads=4,
@@ -60,9 +59,8 @@ def config(**changes) -> ModelConfig:
         head_dim=8,
         max_length=2048,
         query_scale=8**-0.5,
-        layer_windows=(0, 0),
     )
-    return ModelConfig(**(base | changes))
+    return smallest.config(**(sizes | changes))
 
 
 def gemma_like(**changes) -> ModelConfig:
@@ -106,7 +104,10 @@ def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
 
 def helpers(name: str, lm: api.LanguageModel | None = None) -> dict:
     """What a method needs besides the target, as keyword arguments of `generate`."""
-    draft = lambda: dataclasses.replace(model(seed=5), tokenizer=lm and lm.tokenizer)  # noqa: E731
+
+    def draft():
+        return dataclasses.replace(model(seed=5), tokenizer=lm and lm.tokenizer)
+
     known = {"draft": draft, "head": judge_head}
     return {need: known[need]() for need in METHODS[name].needs if need in known}
 

@@ -25,6 +25,8 @@ from jaxdecode.core.protocols import Cache, Keys, Rows, Values
 from jaxdecode.core.types import pytree
 
 _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
+# Batches of more rows are written by a scatter: code per row would take too long to compile.
+_MAX_SLICES = 64
 
 
 @pytree
@@ -64,9 +66,16 @@ def write(state: State, rows: Rows, start: Int[Array, "B"]) -> State:
 
 
 def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
+    batch = cache.ndim - 4
+    if cache.shape[batch] > _MAX_SLICES:
+
+        def put(page, rows, first):
+            rows = rows.astype(page.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(page, rows, first, axis=slots)
+
+        return jax.vmap(put, (batch, batch, 0), batch)(cache, new, start)
     # One in-place slice per row: a vmapped update becomes a scatter, which is slower on CPU and
     # touches more than the rows on TPU.
-    batch = cache.ndim - 4
     for b in range(cache.shape[batch]):
         corner: list[Any] = [0] * cache.ndim
         corner[batch], corner[slots] = b, start[b]

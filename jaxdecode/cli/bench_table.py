@@ -20,7 +20,10 @@ def print_tables(document: dict[str, Any]) -> None:
     plan, machine = document["plan"], document["machine"]
     device = f"{machine['cpu']}, {machine['cores']} cores, jax {machine['jax']}"
     console.print(f"{document['model']}, {machine['dtype']}, {machine['device']} ({device})")
-    key = lambda row: (row["batch_size"], row["temperature"])  # noqa: E731
+
+    def key(row):
+        return (row["batch_size"], row["temperature"])
+
     for (batch, temperature), rows in itertools.groupby(document["summary"], key):
         title = f"batch {batch}, temperature {temperature:g}, {plan['max_new_tokens']} new tokens"
         console.print(_section(title, list(rows), plan["timed"]))

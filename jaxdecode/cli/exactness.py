@@ -70,7 +70,9 @@ def proof_bar(total: int, shown: bool) -> Iterator[Callable[[int], None] | None]
 
 
 def _line(proof) -> list[str]:
-    number = lambda value: "-" if value is None else f"{value:.1e}"  # noqa: E731
+    def number(value):
+        return "-" if value is None else f"{value:.1e}"
+
     verdict = "pass" if proof.passed else "FAIL"
     if proof.default_variation is not None:
         loose = f"not exact by design: TV {proof.default_variation:.3f} at its defaults"

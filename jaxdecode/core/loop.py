@@ -114,7 +114,10 @@ def _width_needed(canvas: Canvas, proposal: Proposal) -> Int[Array, ""]:
 
 def _pad_path(verdict: Verdict, length: int) -> Verdict:
     """The same verdict with room for a path of `length` nodes; what is added is meaningless."""
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, length - x.shape[1])))  # noqa: E731
+
+    def pad(x):
+        return jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+
     return dataclasses.replace(
         verdict,
         tokens=pad(verdict.tokens),
@@ -152,7 +155,10 @@ def _commit_row(request: Request, row: Canvas, verdict: Verdict, step: Int[Array
     finish = jnp.where(row.done, row.finish, jnp.where(ends[last], reason, RUNNING))
     # Dropped entries point past the canvas; a negative index would wrap around.
     target_slot = jnp.where(keep, slot, row.tokens.shape[0])
-    put = lambda array, value: array.at[target_slot].set(value, mode="drop")  # noqa: E731
+
+    def put(array, value):
+        return array.at[target_slot].set(value, mode="drop")
+
     return Canvas(
         tokens=put(row.tokens, verdict.tokens),
         open=put(row.open, False),

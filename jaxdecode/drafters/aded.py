@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Drafter, Models
-from jaxdecode.core.types import Canvas, Proposal, pytree
+from jaxdecode.core.types import Canvas, pytree
 from jaxdecode.trees import dynamic
 
 NONE = -1
@@ -88,17 +88,8 @@ def make(config: Config, models: Models) -> Drafter:
         del weights, request, view
         search = jax.vmap(lambda table, tokens, length: draft(table, tokens, length, config))
         chosen = search(state, canvas.tokens, canvas.length)
-        return (
-            Proposal(
-                tokens=chosen.tokens,
-                parent=chosen.parent,
-                depth=chosen.depth,
-                valid=chosen.valid,
-                max_depth=config.max_depth,
-                max_children=config.num_candidates,
-            ),
-            state,
-        )
+        bounds = dict(max_depth=config.max_depth, max_children=config.num_candidates)
+        return dynamic.proposal(chosen, **bounds), state
 
     return Drafter(
         init=start,
@@ -159,7 +150,10 @@ def observe(
         place = jnp.where(equal.any(), jnp.argmax(equal), jnp.argmin(counts))
         count = jnp.where(equal.any(), jnp.minimum(counts[place] + 1, MAX_COUNT), 1.0)
         row = jnp.where(wanted & (slot >= 2), row, num_slots)
-        put = lambda array, value: array.at[row].set(value, mode="drop")  # noqa: E731
+
+        def put(array, value):
+            return array.at[row].set(value, mode="drop")
+
         table = Table(
             pairs=put(table.pairs, context),
             tokens=put(table.tokens, successors.at[place].set(new)),

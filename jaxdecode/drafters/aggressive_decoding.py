@@ -120,7 +120,10 @@ def follow(row: State, tokens: Int[Array, "L"], length: Int[Array, ""], config: 
     """The state after the tokens up to slot `length` were decided, at most num_draft + 1 new."""
     index = jnp.arange(config.num_draft + 1, dtype=jnp.int32)
     num_new = length - row.length
-    at = lambda slot: tokens[jnp.clip(slot, 0, tokens.shape[0] - 1)]  # noqa: E731
+
+    def at(slot):
+        return tokens[jnp.clip(slot, 0, tokens.shape[0] - 1)]
+
     copied = at(row.length + 1 + index) == at(row.pointer + index)
     copied &= row.pointer + index < row.stop
     copying = (row.pointer >= 0) & (copied | (index >= num_new)).all()

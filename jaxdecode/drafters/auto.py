@@ -1,10 +1,10 @@
 """Drafts only as much as pays: picks the source and the size of every step's draft by its price.
 
-Where the row's text repeats itself the draft is the copied chain, elsewhere the recycling tree.
-How often each kind of draft was right is counted per row, also when none was sent: the first
-drafted token can always be held against the token that was emitted. The prices are measured: the
-time of a step of every compiled width, for this model, device and batch size. Each step takes the
-width with the most expected tokens per second, and no draft is one of the widths.
+A draft is the likeliest nodes of two sources together: a chain copied from the row's own text, and
+the recycling tree. How often each source was right is counted per row, also when nothing was sent:
+the first drafted token can always be held against the token that was emitted. The prices are
+measured: the time of a step of every compiled width, for this model, device and batch size. Each
+step takes the width with the most expected tokens per second; no draft is one of the widths.
 
 The choice is the batch's, since its rows share a forward pass; it changes how many steps a row
 takes, never its tokens.
@@ -23,10 +23,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Drafter, Models, Weights
-from jaxdecode.core.types import Proposal, pytree
+from jaxdecode.core.types import pytree
 from jaxdecode.drafters import prompt_lookup, token_recycling
 from jaxdecode.errors import InputError
-from jaxdecode.trees import chain, static
+from jaxdecode.trees import dynamic, static
 
 # Kinds of drafts: 0 is the tree; then copies, by the length of the match: 1, 2, 3-4, 5-7, more.
 _MATCH_STARTS = np.asarray([1, 2, 3, 5, 8])
@@ -38,6 +38,7 @@ _DECAY = 0.97
 # How often the follower of each rank is the next token, relative to the table as a whole. Orders
 # the nodes of the tree, and says what a part of it is worth.
 _RANK_SHARE = (0.62, 0.14, 0.08, 0.05, 0.04, 0.03, 0.02, 0.02)
+_CERTAIN = 0.999  # no rate is higher: a chain's later tokens must not look free
 # A tree pays only where a few more nodes are almost free; else its table is not even kept.
 _TREE_PAYS_BELOW = 1.5
 
@@ -86,16 +87,17 @@ class State:
         table: token recycling's state.
         right: decayed count of drafted tokens of each kind that were right.
         tried: decayed count of those that were compared.
-        sent: this step's draft as if all of it had been sent: the chain's tokens, or the tree's
-            first level.
-        kind: its kind.
+        copied: the chain as if all of it had been sent; -1 where it has no token.
+        kind: the chain's kind; 0 where nothing matched.
+        followers: the tree's first level, likewise.
     """
 
     table: token_recycling.State
     right: Float[Array, "B 6"]
     tried: Float[Array, "B 6"]
-    sent: Int[Array, "B M"]
+    copied: Int[Array, "B M"]
     kind: Int[Array, "B"]
+    followers: Int[Array, "B R"]
 
 
 def make(config: Config, models: Models) -> Drafter:
@@ -105,7 +107,8 @@ def make(config: Config, models: Models) -> Drafter:
     tree = _best_nodes(static.load(config.tree), widths[-1] - 1)
     length = min(widths[-1] - 1, 15)
     look = prompt_lookup.Config(num_draft=length, max_ngram=int(_MATCH_STARTS[-1]))
-    shapes = _Shapes.of(tree, length, widths)
+    first_level = np.flatnonzero(tree.depth == 1)
+    max_depth = max(length, tree.max_depth)
     size = models.target.config.vocab_size
     num_candidates = min(tree.max_rank + 1, size)
 
@@ -117,32 +120,36 @@ def make(config: Config, models: Models) -> Drafter:
             table=token_recycling.init(canvas, memory, size=size, num_candidates=num_candidates),
             right=prior,
             tried=jnp.full_like(prior, _PRIOR_COUNT),
-            sent=jnp.zeros((batch, shapes.num_sent), jnp.int32),
+            copied=jnp.zeros((batch, length), jnp.int32),
             kind=jnp.zeros(batch, jnp.int32),
+            followers=jnp.zeros((batch, len(first_level)), jnp.int32),
         )
 
-    def row(tokens, length, followers):
+    def row(state, tokens, length):
         copied = prompt_lookup.lookup(tokens, length, look)
-        below, valid = token_recycling.draft(followers, tokens[length], tree)
-        return shapes.join(copied, below, valid)
+        below, valid = token_recycling.draft(state.table.followers, tokens[length], tree)
+        kind = jnp.searchsorted(_MATCH_STARTS, copied.matched, side="right").astype(jnp.int32)
+        rate = jnp.minimum(state.right / state.tried, _CERTAIN)
+        candidates = join(tree, below, valid, rate[0], copied, rate[kind])
+        chosen = dynamic.select(candidates, tokens[length], widths[-1] - 1)
+        state = dataclasses.replace(
+            state,
+            copied=jnp.where(copied.valid, copied.tokens, -1),
+            kind=jnp.where(copied.valid[0], kind, 0),
+            followers=jnp.where(valid[first_level], below[first_level], -1),
+        )
+        return chosen, jnp.cumsum(jnp.exp(chosen.scores)), state
 
     def propose(weights, state, request, canvas, view):
         del request, view
-        nodes, sent, kind = jax.vmap(row)(canvas.tokens, canvas.length, state.table.followers)
-        state = dataclasses.replace(state, sent=sent, kind=kind)
-        gain = shapes.gain(state, nodes["valid"])
+        chosen, gain, state = jax.vmap(row)(state, canvas.tokens, canvas.length)
+        gain = gain[:, np.asarray(widths) - 1]
         width = _choose(gain, canvas.done, weights.drafter, widths)
         # What the draft leaves empty is scored too: a price is the price of the whole width.
-        valid = jnp.broadcast_to(jnp.arange(shapes.num_nodes) < width, nodes["valid"].shape)
-        proposal = Proposal(
-            tokens=nodes["tokens"],
-            parent=nodes["parent"],
-            depth=nodes["depth"],
-            valid=valid,
-            max_depth=shapes.max_depth,
-            max_children=len(shapes.first_level),
-        )
-        return proposal, state
+        valid = jnp.broadcast_to(jnp.arange(widths[-1]) < width, chosen.valid.shape)
+        sent = dataclasses.replace(chosen, valid=valid)
+        bounds = dict(max_depth=max_depth, max_children=tree.max_children + 1)
+        return dynamic.proposal(sent, **bounds), state
 
     def update(weights, state, request, canvas, proposal, verdict, output):
         right, tried = jax.vmap(_count)(state, verdict)
@@ -163,7 +170,7 @@ def make(config: Config, models: Models) -> Drafter:
         price=price,
         remember=lambda state: token_recycling.remember(state.table),
         widths=widths,
-        max_depth=shapes.max_depth,
+        max_depth=max_depth,
     )
 
 
@@ -184,71 +191,44 @@ def _share(path: tuple[int, ...]) -> float:
     return float(np.prod([share[rank] for rank in path]))
 
 
-class _Shapes(NamedTuple):
-    """What is fixed when the drafter is made: a chain and a tree in the same N nodes."""
+def join(
+    tree: static.StaticTree,
+    below: Int[Array, "T"],
+    valid: Bool[Array, "T"],
+    tree_rate: Float[Array, ""],
+    copied: prompt_lookup.Draft,
+    copy_rate: Float[Array, ""],
+) -> dynamic.Candidates:
+    """Both sources as one tree of candidates, the chain first.
 
-    chain_parent: np.ndarray
-    chain_depth: np.ndarray
-    tree_parent: np.ndarray
-    tree_depth: np.ndarray
-    tree_worth: np.ndarray  # per width: expected accepted drafts, if the table were always right
-    first_level: np.ndarray
-    widths: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tree: static.StaticTree, length: int, widths: tuple[int, ...]) -> "_Shapes":
-        parent, depth = chain.shape(length)
-        num_nodes = max(tree.num_nodes, length + 1)
-        pad = lambda x: np.pad(x, (0, num_nodes - len(x)))  # noqa: E731
-        worth = np.cumsum([0.0, *(_share(path) for path in tree.paths)])
-        return cls(
-            *map(pad, (parent, depth, tree.parent, tree.depth)),
-            tree_worth=worth[np.minimum(np.asarray(widths), tree.num_nodes) - 1],
-            first_level=np.flatnonzero(tree.depth == 1),
-            widths=widths,
-        )
-
-    @property
-    def num_nodes(self) -> int:
-        return len(self.chain_parent)
-
-    @property
-    def num_sent(self) -> int:
-        return max(int(self.chain_depth.max()), len(self.first_level))
-
-    @property
-    def max_depth(self) -> int:
-        return int(max(self.chain_depth.max(), self.tree_depth.max()))
-
-    def join(self, copied, below: Int[Array, "T"], valid: Bool[Array, "T"]):
-        """One row's nodes, the tokens to compare later, and the kind of the draft."""
-        matched = copied.valid[0]
-        fit = lambda x, size: jnp.pad(x, (0, size - x.shape[0]))  # noqa: E731
-        pick = lambda a, b: jnp.where(matched, a, b)  # noqa: E731
-        chained = jnp.concatenate([below[:1], copied.tokens])
-        exists = jnp.concatenate([jnp.ones(1, bool), copied.valid])
-        nodes = dict(
-            tokens=pick(fit(chained, self.num_nodes), fit(below, self.num_nodes)),
-            valid=pick(fit(exists, self.num_nodes), fit(valid, self.num_nodes)),
-            parent=pick(self.chain_parent, self.tree_parent),
-            depth=pick(self.chain_depth, self.tree_depth),
-        )
-        chain_sent = jnp.where(copied.valid, copied.tokens, -1)
-        tree_sent = jnp.where(valid[self.first_level], below[self.first_level], -1)
-        open_ended = lambda x: jnp.pad(  # noqa: E731
-            x, (0, self.num_sent - x.shape[0]), constant_values=-1
-        )
-        kind = jnp.searchsorted(_MATCH_STARTS, copied.matched, side="right").astype(jnp.int32)
-        return nodes, pick(open_ended(chain_sent), open_ended(tree_sent)), pick(kind, 0)
-
-    def gain(self, state: State, valid: Bool[Array, "B N"]) -> Float[Array, "B W"]:
-        """Draft tokens that each width can be expected to get accepted, per row."""
-        rate = jnp.take_along_axis(state.right / state.tried, state.kind[:, None], axis=1)
-        drafts = jnp.minimum(np.asarray(self.widths) - 1, valid.sum(-1, keepdims=True) - 1)
-        rate = jnp.minimum(rate, 0.999)
-        copied = rate * (1 - rate**drafts) / (1 - rate)
-        has_tree = valid.sum(-1, keepdims=True) > 1
-        return jnp.where(state.kind[:, None] > 0, copied, has_tree * rate * self.tree_worth)
+    Args:
+        tree: shape of the recycling tree.
+        below: its tokens, the root's included.
+        valid: which of them exist.
+        tree_rate: how often the next token is among the followers of a token.
+        copied: the chain.
+        copy_rate: how often a copied token is right where those before it are.
+    """
+    num_copied = copied.tokens.shape[0]
+    share = np.asarray([0.0, *(np.log(_share(path)) for path in tree.paths)], np.float32)
+    scores = jnp.where(valid, share + tree.depth * jnp.log(tree_rate), -jnp.inf)
+    chain_depth = np.arange(1, num_copied + 1, dtype=np.int32)
+    chain_scores = jnp.where(copied.valid, chain_depth * jnp.log(copy_rate), -jnp.inf)
+    # Nodes of the tree that say what the chain says are the chain's; their children move there.
+    same = jnp.zeros(tree.num_nodes, bool).at[0].set(True)
+    for depth, nodes in enumerate(tree.levels()[:num_copied], 1):
+        agrees = valid[nodes] & copied.valid[depth - 1] & (below[nodes] == copied.tokens[depth - 1])
+        same = same.at[nodes].set(same[tree.parent[nodes]] & agrees)
+        best = jnp.max(jnp.where(same[nodes], scores[nodes], -jnp.inf))
+        chain_scores = chain_scores.at[depth - 1].max(best)
+    above = tree.parent[1:]
+    moved = jnp.where(same[above], tree.depth[above] - 1, num_copied + above - 1)
+    return dynamic.Candidates(
+        tokens=jnp.concatenate([copied.tokens, below[1:]]),
+        scores=jnp.concatenate([chain_scores, jnp.where(same, -jnp.inf, scores)[1:]]),
+        parent=jnp.concatenate([chain_depth - 2, jnp.where(above == 0, -1, moved)]),
+        depth=jnp.concatenate([chain_depth, tree.depth[1:]]),
+    )
 
 
 def _choose(
@@ -260,17 +240,17 @@ def _choose(
 
 
 def _count(state: State, verdict) -> tuple[Float[Array, "6"], Float[Array, "6"]]:
-    """One row's counts after a step: its draft held against the tokens that were emitted."""
-    (num_sent,) = state.sent.shape
-    known = jnp.pad(verdict.tokens, (0, num_sent), constant_values=-2)[:num_sent]
-    exists = (state.sent >= 0) & (jnp.arange(num_sent) <= verdict.num_accepted)
-    same = jnp.cumprod((known == state.sent) & exists)
-    right, tried = same.sum(), (jnp.concatenate([jnp.ones(1, int), same[:-1]]) * exists).sum()
+    """One row's counts after a step: its drafts held against the tokens that were emitted."""
+    (length,) = state.copied.shape
+    known = jnp.pad(verdict.tokens, (0, length), constant_values=-2)[:length]
+    exists = (state.copied >= 0) & (jnp.arange(length) <= verdict.num_accepted)
+    same = jnp.cumprod((known == state.copied) & exists)
+    compared = jnp.concatenate([jnp.ones(1, int), same[:-1]]) * exists
     # Of the tree's first level one token at most can be right, and it is one try.
-    is_tree = state.kind == 0
-    hit = ((state.sent == verdict.tokens[0]) & (state.sent >= 0)).any()
-    right = jnp.where(is_tree, hit, right).astype(jnp.float32)
-    tried = jnp.where(is_tree, (state.sent >= 0).any(), tried).astype(jnp.float32)
-    one = (jnp.arange(len(_PRIOR)) == state.kind) & (tried > 0)
-    decay = jnp.where(one, _DECAY, 1.0)
-    return state.right * decay + one * right, state.tried * decay + one * tried
+    found = (state.followers >= 0) & (state.followers == verdict.tokens[0])
+    kinds = jnp.arange(len(_PRIOR))
+    chain = (kinds == state.kind) & (kinds > 0)
+    right = jnp.where(chain, same.sum(), jnp.where(kinds == 0, found.any(), 0))
+    tried = jnp.where(chain, compared.sum(), jnp.where(kinds == 0, (state.followers >= 0).any(), 0))
+    decay = jnp.where(tried > 0, _DECAY, 1.0)
+    return state.right * decay + right, state.tried * decay + tried

@@ -69,10 +69,6 @@ def several(num_chains: int, num_draft: int) -> levels.Plan:
 def _one(config: Config, models: Models) -> Drafter:
     draft = draft_lm.bind(models)
 
-    def init(weights, request, canvas, view, memory):
-        del request, view, memory
-        return draft_lm.init(draft, weights, canvas)
-
     def propose(weights, state, request, canvas, view):
         del view
         greedy = draft_lm.greedy(request.sampling)
@@ -91,7 +87,7 @@ def _one(config: Config, models: Models) -> Drafter:
         return chain.propose(canvas, drawn.tokens, drawn.valid, draft_probs=law), state
 
     return Drafter(
-        init=init,
+        init=draft_lm.starting(draft),
         propose=propose,
         update=draft_lm.keep,
         widths=(1, config.num_draft + 1),

@@ -42,11 +42,14 @@ class Config:
 
 def make(config: Config, models: Models) -> Drafter:
     """The drafter; its state is the draft model's cache."""
-    draft = draft_lm.bind(models)
+    # Without min_prob a row drafts all or, at its end, nearly nothing.
+    widths = chain.widths(config.num_draft) if config.min_prob else (1, config.num_draft + 1)
+    drafter = drafting(draft_lm.bind(models), config.num_draft, config.min_prob)
+    return drafter._replace(widths=widths)
 
-    def init(weights, request, canvas, view, memory):
-        del request, view, memory
-        return draft_lm.init(draft, weights, canvas)
+
+def drafting(draft: draft_lm.DraftModel, num_draft: int, min_prob: float = 0.0) -> Drafter:
+    """The drafter whose chains are what `draft` would emit with the noise of each position."""
 
     def propose(weights, state, request, canvas, view):
         del view
@@ -55,21 +58,19 @@ def make(config: Config, models: Models) -> Drafter:
             size = draft.vocab_size
             gumbel = draft_lm.gumbel(request, position, purpose=noise.TOKEN, size=size)
             token = jnp.argmax(scores + gumbel, axis=-1).astype(jnp.int32)
-            return draft_lm.Drawn(token, _confident(scores, token, config.min_prob))
+            return draft_lm.Drawn(token, _confident(scores, token, min_prob))
 
         drawn, state = draft_lm.draft_chain(
-            draft, weights, state, request, canvas, num_draft=config.num_draft, draw=draw
+            draft, weights, state, request, canvas, num_draft=num_draft, draw=draw
         )
         return chain.propose(canvas, drawn.tokens, drawn.valid), state
 
-    # Without min_prob a row drafts all or, at its end, nearly nothing.
-    widths = chain.widths(config.num_draft) if config.min_prob else (1, config.num_draft + 1)
     return Drafter(
-        init=init,
+        init=draft_lm.starting(draft),
         propose=propose,
         update=draft_lm.keep,
-        widths=widths,
-        max_depth=config.num_draft,
+        widths=(1, num_draft + 1),
+        max_depth=num_draft,
     )
 
 

@@ -104,7 +104,7 @@ def make(config: Config, models: Models) -> Drafter:
                 read = jnp.where((chosen == n)[:, None, None], x, read)
             return norm(params, read)
 
-        draft, valid = unroll.draft(
+        proposal = unroll.propose(
             request,
             canvas,
             num_draft=config.num_draft,
@@ -112,7 +112,7 @@ def make(config: Config, models: Models) -> Drafter:
             hidden_of=hidden_of,
             logits_of=lambda hidden: target.logits(params, hidden),
         )
-        return chain.propose(canvas, draft, valid), state
+        return proposal, state
 
     def update(weights, state, request, canvas, proposal, verdict, output):
         del proposal

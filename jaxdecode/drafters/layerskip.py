@@ -18,7 +18,7 @@ from jaxdecode import checks
 from jaxdecode.core.protocols import Drafter, Models
 from jaxdecode.drafters import none
 from jaxdecode.errors import InputError
-from jaxdecode.trees import chain, unroll
+from jaxdecode.trees import unroll
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,15 +60,14 @@ def make(config: Config, models: Models) -> Drafter:
             x, _ = layers(params, embed(params, tokens), block, cached, 0, last)
             return norm(params, x)
 
-        draft, valid = unroll.draft(
+        proposal = unroll.propose(
             request,
             canvas,
             num_draft=config.num_draft,
-            wanted=canvas.length * 0 + config.num_draft,
             hidden_of=hidden_of,
             logits_of=lambda hidden: target.logits(params, hidden),
         )
-        return chain.propose(canvas, draft, valid), state
+        return proposal, state
 
-    widths = tuple(dict.fromkeys((1, config.num_draft + 1)))
+    widths = (1, config.num_draft + 1)
     return none.stateless(propose, widths=widths, max_depth=config.num_draft)

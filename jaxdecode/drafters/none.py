@@ -24,7 +24,7 @@ def make(config: Config, models: Models) -> Drafter:
 def stateless(
     propose: Callable[..., Any], *, widths: tuple[int, ...] = (), max_depth: int = 0
 ) -> Drafter:
-    """A drafter that keeps nothing between steps: `propose` reads the canvas and that is all."""
+    """A drafter that learns nothing from a step: what `propose` returns as state stays."""
     return Drafter(init=_init, propose=propose, update=_update, widths=widths, max_depth=max_depth)
 
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Drafter, Models, Target
+from jaxdecode.drafters import draft_model
 from jaxdecode.errors import InputError
-from jaxdecode.sampling import noise
-from jaxdecode.trees import chain, draft_lm
+from jaxdecode.trees import draft_lm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,32 +58,8 @@ def make(config: Config, models: Models) -> Drafter:
         raise InputError(f"exits={exits} go past the draft model's {num_layers} layers.")
     target = nested(whole.model.target, exits, config.confidence)
     draft = whole._replace(model=whole.model._replace(target=target))
-
-    def init(weights, request, canvas, view, memory):
-        del request, view, memory
-        return draft_lm.init(whole, weights, canvas)
-
-    def propose(weights, state, request, canvas, view):
-        del view
-
-        def draw(scores, position):
-            size = draft.vocab_size
-            gumbel = draft_lm.gumbel(request, position, purpose=noise.TOKEN, size=size)
-            token = jnp.argmax(scores + gumbel, axis=-1).astype(jnp.int32)
-            return draft_lm.Drawn(token, jnp.ones_like(token, bool))
-
-        drawn, state = draft_lm.draft_chain(
-            draft, weights, state, request, canvas, num_draft=config.num_draft, draw=draw
-        )
-        return chain.propose(canvas, drawn.tokens, drawn.valid), state
-
-    return Drafter(
-        init=init,
-        propose=propose,
-        update=draft_lm.keep,
-        widths=(1, config.num_draft + 1),
-        max_depth=config.num_draft,
-    )
+    # The prompt needs keys and values only, not what its exits would say.
+    return draft_model.drafting(draft, config.num_draft)._replace(init=draft_lm.starting(whole))
 
 
 def nested(target: Target, exits: tuple[int, ...], confidence: float) -> Target:

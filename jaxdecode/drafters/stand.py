@@ -147,7 +147,10 @@ def observe(
         fresh = jnp.where(equal.any(0), 0.0, probs)
         mean, best = jax.lax.top_k(jnp.concatenate([total, fresh]) / (count + 1), k)
         slot = jnp.where(wanted, slot, num_slots)
-        put = lambda array, value: array.at[slot].set(value, mode="drop")  # noqa: E731
+
+        def put(array, value):
+            return array.at[slot].set(value, mode="drop")
+
         table = Table(
             contexts=put(table.contexts, context),
             tokens=put(table.tokens, jnp.where(mean > 0, jnp.append(old, tokens)[best], NONE)),
@@ -156,7 +159,9 @@ def observe(
         )
         return table, None
 
-    each = lambda x: jnp.repeat(x, CONTEXT, axis=0)  # noqa: E731
+    def each(x):
+        return jnp.repeat(x, CONTEXT, axis=0)
+
     every = jax.vmap(orders)(contexts).reshape(-1, CONTEXT)
     return jax.lax.scan(add, table, (every, each(tokens), each(probs), each(wanted)))[0]
 

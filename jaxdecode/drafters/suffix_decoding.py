@@ -209,7 +209,10 @@ def _shares(
     same = jnp.cumprod(equal, axis=2)
     prefix = jnp.pad(same, ((0, 0), (0, 0), (1, 0)), constant_values=1)[..., :-1]
     weight = member.astype(jnp.float32)
-    count = lambda pairs: jnp.einsum("gv,vwm->gwm", weight, pairs.astype(jnp.float32))  # noqa: E731
+
+    def count(pairs):
+        return jnp.einsum("gv,vwm->gwm", weight, pairs.astype(jnp.float32))
+
     agree, went_on = count(same), count(prefix * exists[:, None])
     share = jnp.where(agree > 0, agree / jnp.maximum(went_on, 1.0), 0.0)
     return jnp.cumprod(share, axis=2) * weight[:, :, None]

@@ -80,7 +80,10 @@ def make(config: Config, models: Models) -> Drafter:
         last = state.length[:, None, None]
         prior = None
         if config.alpha > 0:
-            one = lambda tokens, last: ngram_law(tokens, last, size)  # noqa: E731
+
+            def one(tokens, last):
+                return ngram_law(tokens, last, size)
+
             rows = jax.vmap(one, in_axes=(0, None))
             prior = jax.vmap(rows)(state.alive.tokens, state.length)[:, None]
         score = state.alive.score[:, None]

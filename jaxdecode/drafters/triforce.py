@@ -27,8 +27,9 @@ from jaxtyping import Array, Float, Int
 from jaxdecode import checks
 from jaxdecode.core.protocols import Drafter, Models
 from jaxdecode.core.types import pytree
+from jaxdecode.drafters import none
 from jaxdecode.errors import InputError
-from jaxdecode.trees import chain, unroll
+from jaxdecode.trees import unroll
 
 _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
 
@@ -96,11 +97,11 @@ def make(config: Config, models: Models) -> Drafter:
     def init(weights, request, canvas, view, memory):
         del weights, request, memory
 
-        def none(key):
+        def zeros(key):
             num_chunks = min(config.num_chunks, _num_chunks(key.shape[_KEY_SLOTS], config))
             return jnp.zeros((*key.shape[:-2], num_chunks), jnp.int32)
 
-        chunks = tuple(jax.tree.map(none, view[0][first:last]) for first, last in full)
+        chunks = tuple(jax.tree.map(zeros, view[0][first:last]) for first, last in full)
         return State(built=jnp.full_like(canvas.length, -config.refresh), chunks=chunks)
 
     def renew(state, canvas, view):
@@ -136,24 +137,18 @@ def make(config: Config, models: Models) -> Drafter:
                 x, _ = layers(params, x, packed if run in chunks else block, cached, *run)
             return norm(params, x)
 
-        draft, valid = unroll.draft(
+        proposal = unroll.propose(
             request,
             canvas,
             num_draft=config.num_draft,
-            wanted=canvas.length * 0 + config.num_draft,
             hidden_of=hidden_of,
             logits_of=lambda hidden: target.logits(params, hidden),
         )
-        return chain.propose(canvas, draft, valid), state
+        return proposal, state
 
-    def update(weights, state, request, canvas, proposal, verdict, output):
-        del weights, request, canvas, proposal, verdict, output
-        return state
-
-    widths = tuple(dict.fromkeys((1, config.num_draft + 1)))
-    return Drafter(
-        init=init, propose=propose, update=update, widths=widths, max_depth=config.num_draft
-    )
+    widths = (1, config.num_draft + 1)
+    stateless = none.stateless(propose, widths=widths, max_depth=config.num_draft)
+    return stateless._replace(init=init)
 
 
 def _runs(windows: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -180,9 +180,10 @@ def _grow(
         num_options = options.probs.shape[1]
         probs = (probs[:, None] * options.probs[at]).reshape(-1)
         exists = options.valid[at] & valid[:, node, None, None]
-        widen = lambda old, new, n=num_options: np.concatenate(  # noqa: E731
-            [np.repeat(old, n, 0), new.reshape(-1, new.shape[-1])], 1
-        )
+
+        def widen(old, new, n=num_options):
+            return np.concatenate([np.repeat(old, n, 0), new.reshape(-1, new.shape[-1])], 1)
+
         tokens, valid = widen(tokens, options.tokens[at]), widen(valid, exists)
         parent += [node] * number
         depth += [depth[node] + 1] * number
@@ -285,5 +286,7 @@ def _path(parent: np.ndarray, node: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnames="outcomes")
 def _outcomes(scores: Array, greedy: Array, proposal: Proposal, *, outcomes) -> Array:
-    one = lambda row: outcomes(scores[row.tokens], jnp.asarray(greedy), row, None)  # noqa: E731
+    def one(row):
+        return outcomes(scores[row.tokens], jnp.asarray(greedy), row, None)
+
     return jax.vmap(one)(proposal)

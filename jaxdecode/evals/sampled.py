@@ -18,7 +18,6 @@ from jaxdecode import api, resolve
 from jaxdecode.core import loop, prefill
 from jaxdecode.core.protocols import DraftWeights, Method, Model, Models, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Request, Sampling, Stats
-from jaxdecode.evals import toys
 
 # The prompt repeats itself, so that drafters which copy have something to copy.
 PROMPT = (0, 1, 2, 3, 4, 0, 1, 3, 2, 0, 1)
@@ -50,19 +49,13 @@ class Counts(NamedTuple):
     accepted: float
 
 
-def bind(lm: api.LanguageModel) -> Model:
-    """A toy model with the cache for wide batches."""
-    model = resolve.model_of(lm.config, lm.target, lm.kv_dtype)
-    return model._replace(cache=toys.WIDE_CACHE)
-
-
 def setup(
     choice: resolve.Choice, lm: api.LanguageModel, draft: api.LanguageModel | None = None
 ) -> Setup:
     """The method of a choice on a toy target and, where it needs one, a toy draft model."""
     if "draft" not in choice.entry.needs:
         draft = None
-    models = Models(bind(lm), None if draft is None else bind(draft))
+    models = Models(lm.bound, None if draft is None else draft.bound)
     own = None if draft is None else DraftWeights(draft.params)
     method, weights = resolve.weights_of(choice, models, lm.params, own)
     if method.drafter.price is not None:

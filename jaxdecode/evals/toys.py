@@ -4,7 +4,6 @@ They are ordinary decoders with few tokens, so every drafter runs on them as it 
 model, and the law is computed by one plain causal pass over all prefixes: no cache, no tree.
 """
 
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -12,12 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from jaxdecode import api
-from jaxdecode.caches import dense
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.core.protocols import Cache, Rows
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig
 
@@ -111,21 +107,3 @@ def _last_scores(params, rows, *, target):
         num_new=jnp.full(batch, width, jnp.int32),
     )
     return target.logits(params, target.forward(params, rows, program, None).hidden[:, -1])
-
-
-def _write(state: dense.State, rows: Rows, start: Int[Array, "B"]) -> dense.State:
-    def put(axis: int, old: Array, new: Array) -> Array:
-        slot = jnp.arange(old.shape[axis])[None, :] - start[:, None]
-        slot = slot[:, None, None, :] if axis == -1 else slot[:, None, :, None]
-        moved = jnp.take_along_axis(new, jnp.clip(slot, 0, new.shape[axis] - 1), axis=axis)
-        return jnp.where((slot >= 0) & (slot < new.shape[axis]), moved.astype(old.dtype), old)
-
-    return dataclasses.replace(
-        state,
-        key=jax.tree.map(functools.partial(put, -1), state.key, rows[0]),
-        value=jax.tree.map(functools.partial(put, -2), state.value, rows[1]),
-    )
-
-
-# The dense cache for batches of thousands of rows: it has no code per row to compile.
-WIDE_CACHE = Cache(init=dense.init, read=dense.read, write=_write, select=dense.select)

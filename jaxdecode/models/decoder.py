@@ -6,6 +6,7 @@ stacked `[H, ...]` arrays, which is scanned (fast to compile, free on TPU). The 
 follows the form it is given.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -193,13 +194,19 @@ def _run_list(config, block, layers, x, mask, cached, span, tapped):
     for n, i in enumerate(span):
         window = config.layer_windows[i]
         view = None if cached is None else (cached[0][n], cached[1][n])
-        variables = {"params": layers[i]}
-        x, new_rows = block.apply(variables, x, local if window else full, mask, view, window)
+        angles = local if window else full
+        x, new_rows = _layer(layers[i], x, angles, mask, view, block=block, window=window)
         rows.append(new_rows)
         if i in tapped:
             taps[i] = x
     keys, values = zip(*rows, strict=True)
     return x, (keys, values), taps
+
+
+@functools.partial(jax.jit, static_argnames=("block", "window"))
+def _layer(params, x, angles, mask, view, *, block, window):
+    # Jitted so that layers of one form are traced once, in whatever programs they stand.
+    return block.apply({"params": params}, x, angles, mask, view, window)
 
 
 def _run_scan(config, block, layers, x, mask, cached, span, tapped):

@@ -156,7 +156,9 @@ class Block(nn.Module):
         cached: CachedRows | None,
         window: Window,
     ) -> tuple[Float[Array, "B T D"], NewRows]:
-        norm = lambda name: RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)  # noqa: E731
+        def norm(name):
+            return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)
+
         attention = Attention(self.config, self.kv_dtype, name="attn")
         mixed, rows = attention(norm("attn_norm")(x), angles, mask, cached, window)
         x = x + (norm("attn_post_norm")(mixed) if self.config.post_norms else mixed)

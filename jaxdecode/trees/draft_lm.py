@@ -71,18 +71,23 @@ def bind(models: Models) -> DraftModel:
     return DraftModel(models.draft, models.target.config.vocab_size)
 
 
-def init(draft: DraftModel, weights: Weights, canvas: Canvas) -> Any:
-    """The draft model's cache with everything before the pending token in it."""
-    params, lengths = weights.drafter.params, np.asarray(canvas.length)
-    tokens = np.asarray(canvas.tokens)
-    if weights.drafter.to_draft is not None:
-        tokens = np.asarray(weights.drafter.to_draft)[tokens]
-    tokens = np.clip(tokens, 0, draft.model.config.vocab_size - 1)
-    batch, slots = tokens.shape
-    stacked = not isinstance(params["layers"], Sequence)
-    model = draft.model
-    cache = model.cache.init(model.config, batch, slots, model.kv_dtype, stacked=stacked)
-    return prefill.fill(params, model, cache, tokens, lengths)
+def starting(draft: DraftModel) -> Callable[..., Any]:
+    """A drafter's `init`: the draft model's cache with all before the pending token in it."""
+
+    def init(weights, request, canvas, view, memory):
+        del request, view, memory
+        params, lengths = weights.drafter.params, np.asarray(canvas.length)
+        tokens = np.asarray(canvas.tokens)
+        if weights.drafter.to_draft is not None:
+            tokens = np.asarray(weights.drafter.to_draft)[tokens]
+        tokens = np.clip(tokens, 0, draft.model.config.vocab_size - 1)
+        batch, slots = tokens.shape
+        stacked = not isinstance(params["layers"], Sequence)
+        model = draft.model
+        cache = model.cache.init(model.config, batch, slots, model.kv_dtype, stacked=stacked)
+        return prefill.fill(params, model, cache, tokens, lengths)
+
+    return init
 
 
 def catch_up(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdecode.core.types import pytree
+from jaxdecode.core.types import Proposal, pytree
 
 
 @pytree
@@ -43,12 +43,14 @@ class Chosen:
         parent: index of the parent node; -1 at the root.
         depth: 0 at the root.
         valid: which of them exist.
+        scores: log-probability of their paths; 0 at the root.
     """
 
     tokens: Int[Array, "N"]
     parent: Int[Array, "N"]
     depth: Int[Array, "N"]
     valid: Bool[Array, "N"]
+    scores: Float[Array, "N"]
 
 
 # (carry, contexts [W, ...]) -> (tokens [W, branch], log-probabilities [W, branch],
@@ -102,10 +104,26 @@ def select(candidates: Candidates, root: Int[Array, ""], num_draft: int) -> Chos
     above = candidates.parent[best]
     # Children of the root look up the extra last entry, which is 0.
     parent = node[jnp.where(above < 0, size, above)]
-    head = lambda first, rest: jnp.concatenate([jnp.asarray(first)[None], rest])  # noqa: E731
+
+    def head(first, rest):
+        return jnp.concatenate([jnp.asarray(first)[None], rest])
+
     return Chosen(
         tokens=head(root, candidates.tokens[best]).astype(jnp.int32),
         parent=head(jnp.int32(-1), parent),
         depth=head(jnp.int32(0), candidates.depth[best]),
         valid=head(True, scores > -jnp.inf),
+        scores=head(0.0, scores),
+    )
+
+
+def proposal(chosen: Chosen, *, max_depth: int, max_children: int) -> Proposal:
+    """The proposal of every row's chosen nodes; the arrays have a leading axis of rows."""
+    return Proposal(
+        tokens=chosen.tokens,
+        parent=chosen.parent,
+        depth=chosen.depth,
+        valid=chosen.valid,
+        max_depth=max_depth,
+        max_children=max_children,
     )

@@ -69,15 +69,16 @@ def make(plan: Plan, models: Models) -> Drafter:
     """The drafter that grows `plan`; its state is the draft model's cache."""
     draft = draft_lm.bind(models)
 
-    def init(weights, request, canvas, view, memory):
-        del request, view, memory
-        return draft_lm.init(draft, weights, canvas)
-
     def propose(weights, state, request, canvas, view):
         del view
         return _grow(plan, draft, weights, state, request, canvas)
 
-    return Drafter(init=init, propose=propose, update=draft_lm.keep, max_depth=len(plan.sizes))
+    return Drafter(
+        init=draft_lm.starting(draft),
+        propose=propose,
+        update=draft_lm.keep,
+        max_depth=len(plan.sizes),
+    )
 
 
 def _grow(
@@ -128,7 +129,10 @@ class _Tree(NamedTuple):
         parent = out.parent + first
         valid = out.valid & jnp.take_along_axis(self.valid, parent, axis=1)
         depth = jnp.full_like(parent, len(self.law) + 1)
-        join = lambda old, new: jnp.concatenate([old, new.astype(old.dtype)], axis=1)  # noqa: E731
+
+        def join(old, new):
+            return jnp.concatenate([old, new.astype(old.dtype)], axis=1)
+
         return _Tree(
             tokens=join(self.tokens, out.tokens),
             parent=join(self.parent, parent),

@@ -10,16 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxdecode.core import masks
 from jaxdecode.core.protocols import Target
-from jaxdecode.core.types import Canvas, Request
+from jaxdecode.core.types import Canvas, Proposal, Request
 from jaxdecode.sampling import guess
 from jaxdecode.trees import chain
 
 # From the block's tokens, causal from the pending token on, to hidden states for the head.
 HiddenOf = Callable[[Int[Array, "B T"]], Float[Array, "B T D"]]
+LogitsOf = Callable[[Float[Array, "B D"]], Float[Array, "B V"]]
 
 
 def parts(target: Target) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
@@ -38,29 +39,30 @@ def program(canvas: Canvas, num_rows: int) -> masks.MaskProgram:
     )
 
 
-def draft(
+def propose(
     request: Request,
     canvas: Canvas,
     *,
     num_draft: int,
-    wanted: Int[Array, "B"],
     hidden_of: HiddenOf,
-    logits_of: Callable[[Float[Array, "B D"]], Float[Array, "B V"]],
-) -> tuple[Int[Array, "B M"], Bool[Array, "B M"]]:
-    """Draft tokens of every row with the noise of their positions, and which of them exist.
+    logits_of: LogitsOf,
+    wanted: Int[Array, "B"] | None = None,
+) -> Proposal:
+    """A chain of draft tokens of every row, drawn with the noise of their positions.
 
     Args:
         request: arrays of the batch's options.
         canvas: token slots.
-        num_draft: M, the most draft tokens of a row.
-        wanted: draft tokens of each row; the longest of a live row decides how many are drawn.
+        num_draft: the most draft tokens of a row.
         hidden_of: forwards the block of the pending token and the drafts but the last.
         logits_of: the head.
+        wanted: draft tokens of each row, num_draft if not given; the longest of a live row decides
+            how many are drawn.
     """
     index = jnp.arange(num_draft, dtype=jnp.int32)
     # A row's last slot is for the target's own token, which follows the drafts.
-    room = jnp.where(canvas.done, 0, canvas.end - canvas.length - 2)
-    wanted = jnp.clip(jnp.minimum(wanted, room), 0, num_draft)
+    room = jnp.where(canvas.done, 0, jnp.maximum(canvas.end - canvas.length - 2, 0))
+    wanted = jnp.clip(num_draft if wanted is None else jnp.minimum(wanted, num_draft), 0, room)
     start = jnp.pad(chain.pending(canvas), ((0, 0), (0, num_draft)))
 
     def body(i, carry):
@@ -75,7 +77,7 @@ def draft(
 
     seen = guess.seen(request, canvas, _vocab_size(hidden_of, logits_of, start[:, :num_draft]))
     tokens, _ = jax.lax.fori_loop(0, wanted.max(), body, (start, seen))
-    return tokens[:, 1:], index < wanted[:, None]
+    return chain.propose(canvas, tokens[:, 1:], index < wanted[:, None])
 
 
 def _vocab_size(hidden_of: HiddenOf, logits_of: Callable[..., Any], tokens: Any) -> int:

@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-from jaxdecode import resolve
 from jaxdecode.core.protocols import Cache, Drafter, Models, Verifier
 from jaxdecode.core.registry import METHODS
 from jaxdecode.options import Options
@@ -44,7 +43,7 @@ def _bundle(seat: str, file: str):
     if seat == "verifier":
         return module.make(module.Config())
     lm = toys.model()
-    bound = resolve.model_of(lm.config, lm.target, lm.kv_dtype)
+    bound = lm.bound
     return module.make(module.Config(), Models(bound, bound))
 
 

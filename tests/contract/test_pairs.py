@@ -55,7 +55,13 @@ def traced(built):
     return jax.eval_shape(step, built.weights, request, start)
 
 
-@pytest.mark.parametrize("drafter", files("drafters"))
+CORE = {METHODS[name].drafter for name in toys.CORE}
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "drafter", [d if d in CORE else pytest.param(d, marks=SLOW) for d in files("drafters")]
+)
 def test_every_verifier_takes_a_drafter_or_refuses_it_with_a_message(drafter):
     for verifier in files("verifiers"):
         try:

@@ -19,7 +19,10 @@ def row(source, output, *, num_source=0, pointer=-1, num_new=1):
     tokens = np.full(SIZE, 9, np.int32)
     text = [*source, *output]
     tokens[: len(text)] = text
-    number = lambda value: jnp.asarray(value, jnp.int32)  # noqa: E731
+
+    def number(value):
+        return jnp.asarray(value, jnp.int32)
+
     state = iad.State(
         pointer=number(pointer),
         first=number(len(source) - num_source if num_source else 0),

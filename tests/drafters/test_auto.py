@@ -1,5 +1,6 @@
 """The adaptive drafter: prices decide how much is drafted, never what is emitted."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import pytest
 import jaxdecode as jd
 from jaxdecode import costs, resolve
 from jaxdecode.core.protocols import Weights
-from jaxdecode.drafters import auto
+from jaxdecode.drafters import auto, prompt_lookup
 from jaxdecode.errors import InputError
+from jaxdecode.trees import dynamic, static
 from tests import toys
 
 PERIODIC = [[5, 9, 2, 7] * 6]
@@ -53,9 +55,12 @@ def test_cheap_widths_are_used_and_dear_ones_never(prices):
 def test_the_best_width_is_expected_tokens_per_time():
     gain = jnp.asarray([[0.0, 0.9, 1.2], [0.0, 0.1, 0.1]])
     free = jnp.zeros(2, bool)
-    choose = lambda cost, done: int(  # noqa: E731
-        auto._choose(gain, done, auto.Prices(jnp.asarray(cost), jnp.bool_(True)), (1, 4, 8))
-    )
+
+    def choose(cost, done):
+        return int(
+            auto._choose(gain, done, auto.Prices(jnp.asarray(cost), jnp.bool_(True)), (1, 4, 8))
+        )
+
     assert choose([1.0, 1.4, 1.7], free) == 4  # 2/1, 3/1.4 = 2.14, 3.3/1.7 = 1.94
     assert choose([1.0, 1.4, 1.5], free) == 8  # 3.3/1.5 = 2.2
     assert choose([1.0, 1.4, 1.7], jnp.asarray([True, False])) == 1, "done rows do not count"
@@ -66,21 +71,63 @@ def test_a_draft_is_counted_up_to_its_first_wrong_token():
         table=None,
         right=jnp.zeros(6),
         tried=jnp.zeros(6),
-        sent=jnp.asarray([4, 5, 6, -1]),
+        copied=jnp.asarray([4, 5, 6, -1]),
         kind=jnp.int32(2),
+        followers=jnp.asarray([7, 4, -1]),
     )
 
     def count(tokens, num_accepted, **changes):
         verdict = toys.verdict(tokens, num_accepted)
-        right, tried = auto._count(auto.dataclasses.replace(state, **changes), verdict)
+        right, tried = auto._count(dataclasses.replace(state, **changes), verdict)
         return right.tolist(), tried.tolist()
 
-    one = lambda kind, value: [float(value) if i == kind else 0.0 for i in range(6)]  # noqa: E731
-    assert count([4, 5, 9, 0], 2) == (one(2, 2), one(2, 3))
-    assert count([4, 5, 6, 9], 3) == (one(2, 3), one(2, 3)), "a whole draft has no wrong token"
-    assert count([4, 0, 0, 0], 0) == (one(2, 1), one(2, 1)), "not sent, but seen to be right"
-    assert count([9, 0, 0, 0], 0) == (one(2, 0), one(2, 1))
-    assert count([6, 0, 0, 0], 0, kind=jnp.int32(0)) == (one(0, 1), one(0, 1)), "any of a level"
+    def both(tree, copies):
+        return [float(tree), 0.0, float(copies), 0.0, 0.0, 0.0]
+
+    assert count([4, 5, 9, 0], 2) == (both(1, 2), both(1, 3))
+    assert count([4, 5, 6, 9], 3) == (both(1, 3), both(1, 3)), "a whole draft has no wrong token"
+    assert count([4, 0, 0, 0], 0) == (both(1, 1), both(1, 1)), "not sent, but seen to be right"
+    assert count([9, 0, 0, 0], 0) == (both(0, 0), both(1, 1))
+    assert count([7, 0, 0, 0], 0) == (both(1, 0), both(1, 1)), "any of a level"
+    nothing = dict(copied=jnp.full(4, -1), kind=jnp.int32(0), followers=jnp.full(3, -1))
+    assert count([4, 0, 0, 0], 0, **nothing) == (both(0, 0), both(0, 0))
+
+
+TREE = static.StaticTree(paths=((0,), (1,), (0, 0), (1, 0)))
+
+
+def chosen(below, copied, rates, num_draft=8):
+    """Paths of the chosen nodes, best first, with their probabilities."""
+    valid = jnp.asarray([True, *(token >= 0 for token in below)])
+    chain = jnp.asarray(copied + [0] * (3 - len(copied)))
+    draft = prompt_lookup.Draft(chain, jnp.arange(3) < len(copied), jnp.int32(len(copied)))
+    joined = auto.join(TREE, jnp.asarray([9, *below]), valid, rates[0], draft, rates[1])
+    nodes = dynamic.select(joined, jnp.int32(9), num_draft)
+    paths = []
+    for node in np.flatnonzero(nodes.valid):
+        path = []
+        while node > 0:
+            path, node = [int(nodes.tokens[node]), *path], int(nodes.parent[node])
+        paths.append(tuple(path))
+    return paths[1:], np.exp(nodes.scores[1 : len(paths)])
+
+
+def test_both_sources_are_one_tree_best_first():
+    paths, probs = chosen([1, 2, 3, 4], [5, 6], (0.5, 0.6))
+    assert set(paths) == {(1,), (2,), (1, 3), (2, 4), (5,), (5, 6)}
+    assert paths[:3] == [(5,), (5, 6), (1,)], "0.6, 0.36, then half of what the first rank gets"
+    assert (np.diff(probs) <= 0).all()
+    assert chosen([1, 2, 3, 4], [5, 6], (0.5, 0.6), num_draft=2)[0] == paths[:2]
+
+
+def test_what_both_sources_say_is_sent_once_and_counts_as_the_better_of_the_two():
+    paths, probs = chosen([5, 2, 6, 4], [5, 7], (0.9, 0.5))
+    assert sorted(paths) == [(2,), (2, 4), (5,), (5, 6), (5, 7)]
+    first = float(probs[paths.index((5,))])
+    assert first == pytest.approx(0.9 * auto._share((0,)))
+    both, _ = chosen([5, 2, 6, 4], [5, 6, 7], (0.9, 0.5))
+    assert sorted(both) == [(2,), (2, 4), (5,), (5, 6), (5, 6, 7)]
+    assert chosen([-1, -1, -1, -1], [], (0.9, 0.5))[0] == []
 
 
 def test_what_was_measured_is_kept(tmp_path, monkeypatch):
@@ -99,9 +146,9 @@ def test_what_was_measured_is_kept(tmp_path, monkeypatch):
 
 
 def test_the_table_is_kept_only_where_trees_can_pay():
-    keep = lambda *cost: bool(  # noqa: E731
-        auto.price(Weights(target=None), np.asarray(cost)).drafter.keep_table
-    )
+    def keep(*cost):
+        return bool(auto.price(Weights(target=None), np.asarray(cost)).drafter.keep_table)
+
     assert keep(1, 1.3, 1.9) and not keep(1, 1.6, 1.9)
 
 

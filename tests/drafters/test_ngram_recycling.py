@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdecode import resolve
 from jaxdecode.core.protocols import Models
 from jaxdecode.core.types import Canvas
 from jaxdecode.drafters import ngram_recycling, prompt_lookup, token_recycling
@@ -29,7 +28,7 @@ def _canvas(tokens, length):
 def _proposed(on_match, canvas, state):
     config = ngram_recycling.Config(tree="eagle_25", num_draft=NUM_DRAFT, on_match=on_match)
     lm = toys.model()
-    model = resolve.model_of(lm.config, lm.target, lm.kv_dtype)
+    model = lm.bound
     drafter = ngram_recycling.make(config, Models(model))
     return drafter, jax.jit(drafter.propose)(None, state, None, canvas, None)[0]
 

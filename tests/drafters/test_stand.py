@@ -97,7 +97,10 @@ TREE = static.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
 @jax.jit
 def _drafts(table, keys):
     text = jnp.asarray([0, 1, 2, 1])
-    row = lambda key: stand.draft(table, key, jnp.bool_(False), text, jnp.int32(3), TREE)  # noqa: E731
+
+    def row(key):
+        return stand.draft(table, key, jnp.bool_(False), text, jnp.int32(3), TREE)
+
     return jax.vmap(row)(keys)
 
 

@@ -113,7 +113,10 @@ def test_the_comparison_can_fail():
 
 def test_counts_are_over_the_places_that_are_kept():
     text = [1, 2, 5] + [1, 3] * 6 + [1, 2, 7, 1]
-    first = lambda **asked: int(found([text], suffix.Config(**asked)).tokens[0][0])  # noqa: E731
+
+    def first(**asked):
+        return int(found([text], suffix.Config(**asked)).tokens[0][0])
+
     assert first(num_places=SIZE) == 3, "six of eight places went on with 3"
     assert first(num_places=1) == 2, "the latest one did not"
 
@@ -132,7 +135,9 @@ def test_the_text_that_promises_more_wins():
 
 
 def test_the_store_keeps_the_latest_outputs():
-    number = lambda *values: jnp.asarray(values, jnp.int32)  # noqa: E731
+    def number(*values):
+        return jnp.asarray(values, jnp.int32)
+
     state = suffix.State(
         store=number(-1, -1, 1, 2, -1, 3, 4, 5),
         start=number(1, 3),

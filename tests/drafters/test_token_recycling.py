@@ -194,9 +194,10 @@ def test_the_memory_takes_what_the_first_row_learned():
 def test_what_it_remembers_saves_steps_and_changes_no_token():
     lm = toys.model()
     longer, prompt = [5, 6, 7, 8], [5, 6]  # shorter prompts run first
-    run = lambda *prompts: jd.generate(  # noqa: E731
-        lm, prompts, method="token_recycling", batch_size=1, max_new_tokens=20
-    )
+
+    def run(*prompts):
+        return jd.generate(lm, prompts, method="token_recycling", batch_size=1, max_new_tokens=20)
+
     alone, after = run(longer), run(prompt, longer)
     assert after.tokens[1] == alone.tokens[0]
     assert after.stats[1].nfe < alone.stats[0].nfe < 20

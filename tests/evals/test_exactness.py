@@ -10,6 +10,7 @@ from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError, UnknownNameError
 from jaxdecode.evals import enumeration, exactness, sampled, toys
 from jaxdecode.trees import walk
+from tests.toys import CORE
 
 # Lines that promise the tokens of plain decoding are compared with it token by token elsewhere.
 LAWS = [name for name in exactness.names("all") if METHODS[name].level != "L0"]
@@ -55,9 +56,9 @@ def test_enumeration_convicts_the_twin_however_drafts_are_drawn():
             assert enumeration.variation(twin, drafter, num_cases=7) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["ar", "prompt_lookup", *LAWS])
+@pytest.mark.parametrize("name", ["ar", "prompt_lookup", *(n for n in LAWS if n in CORE)])
 def test_a_line_is_proven_and_its_twin_convicted(name):
-    proof = exactness.prove(name, 50_000)
+    proof = exactness.prove(name, 16_000)
     assert proof.passed, proof
     assert proof.twin_variation > 1e-2
     assert proof.twin_p_value is None or proof.twin_p_value < 1e-6

@@ -30,7 +30,10 @@ def _drafts(law, number, draws):
         rows = list(itertools.product(range(size), repeat=number))
         return rows, np.prod(law[np.asarray(rows)], axis=1)
     rows = list(itertools.permutations(range(size), min(number, size)))
-    left = lambda row, place: 1 - law[list(row[:place])].sum()  # noqa: E731
+
+    def left(row, place):
+        return 1 - law[list(row[:place])].sum()
+
     probs = [np.prod([law[x] / left(row, i) for i, x in enumerate(row)]) for row in rows]
     return rows, np.asarray(probs)
 

@@ -31,7 +31,10 @@ def pair(tmp_path_factory):
     pieces = [*map(chr, range(48, 58)), *map(chr, range(97, 123)), *map(chr, range(65, 90))][:61]
     shared = tokenizer(tmp_path_factory.mktemp("shared"), [*pieces[:-1], ":"])
     built = toys.config()
-    make = lambda seed: api.from_params(built, toys.params(built, seed), tokenizer=shared)  # noqa: E731
+
+    def make(seed):
+        return api.from_params(built, toys.params(built, seed), tokenizer=shared)
+
     return make(0), make(1)
 
 
@@ -79,7 +82,10 @@ def test_the_extreme_thresholds_leave_one_writer(pair, threshold, writer, law):
 def test_a_refused_step_is_written_by_the_target(pair, monkeypatch):
     script = [9, 0, 3, 8, 7, 1, 9, 9, 0, 7]
     scores = iter(script)
-    judge = lambda target, members, texts, digits: [next(scores) for _ in members]  # noqa: E731
+
+    def judge(target, members, texts, digits):
+        return [next(scores) for _ in members]
+
     monkeypatch.setattr(specreason, "_judge", judge)
     out = jd.generate(pair[0], PROMPTS[:1], draft=pair[1], max_new_tokens=NEW, **ASKED)
     text, wanted = list(PROMPTS[0]), iter(script)

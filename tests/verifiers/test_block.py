@@ -85,7 +85,10 @@ def _step(num_rows, size, num_draft, temperature, penalty=None):
     tokens = np.concatenate([np.full((num_rows, 1), 2), draft], axis=1)
     length = rng.integers(0, num_nodes, num_rows)
     full = np.zeros((num_rows, 16))
-    rows = lambda value: jnp.full(num_rows, value, jnp.int32)  # noqa: E731
+
+    def rows(value):
+        return jnp.full(num_rows, value, jnp.int32)
+
     canvas = Canvas(
         tokens=jnp.asarray(full, jnp.int32).at[:, 2].set(2),
         open=jnp.broadcast_to(jnp.arange(16) > 2, full.shape),
@@ -141,7 +144,10 @@ def test_the_compiled_step_draws_from_its_outcomes(verifier):
     weights, request, canvas, proposal, output = _step(1, size, 2, 1.0)
     law = jnp.broadcast_to(jnp.asarray([0.4, 0.3, 0.2, 0.1]), (1, 3, size))
     proposal = dataclasses.replace(proposal, valid=jnp.ones_like(proposal.valid), draft_probs=law)
-    same = lambda x: jnp.broadcast_to(x, (num_rows, *x.shape[1:]))  # noqa: E731
+
+    def same(x):
+        return jnp.broadcast_to(x, (num_rows, *x.shape[1:]))
+
     canvas, proposal, output, sampling = jax.tree.map(
         same, (canvas, proposal, output, request.sampling)
     )
