@@ -287,6 +287,11 @@ def _record(result: "Generation", row: int, logprobs: bool) -> dict[str, Any]:
     }
     if logprobs:
         record["logprobs"] = result.logprobs[row]
+    texts = [dataclasses.asdict(text) for text in result.alternatives[row]]
+    if texts:
+        record["alternatives"] = [
+            {key: text[key] for key in text if logprobs or key != "logprobs"} for text in texts
+        ]
     return record | {"stats": dataclasses.asdict(result.stats[row])}
 
 

@@ -34,6 +34,15 @@ def test_samples_are_numbered_prompt_by_prompt(generate, jsonl):
     assert many[0]["tokens"] != many[1]["tokens"]
 
 
+def test_a_method_of_several_texts_gives_them_all(generate):
+    asked = ("--prompt", "ab", "--method", "superposed", "--json")
+    (record,) = generate(*asked).records
+    assert len(record["alternatives"]) > 1
+    assert record["alternatives"][0] == {key: record[key] for key in ("text", "tokens")}
+    (record,) = generate(*asked, "--logprobs").records
+    assert record["alternatives"][0]["logprobs"] == record["logprobs"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
