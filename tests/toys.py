@@ -143,6 +143,11 @@ def built(lm: api.LanguageModel, name: str) -> engines.Engine:
     return made
 
 
+def drawn(name: str) -> dict:
+    """A temperature, where the line takes one. Tests that ask for it share their programs."""
+    return {} if "temperature" in METHODS[name].refuses else {"temperature": 0.9}
+
+
 def strict(name: str) -> dict:
     """Options with which a line that is not exact by design gives the tokens of plain decoding."""
     return exactness.strict_options(name)

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdecode import engine, options
 from jaxdecode.core import loop
-from jaxdecode.core.registry import METHODS
 from tests import toys
 
 NEW = 10
@@ -36,8 +35,7 @@ def spread(tree, mesh, axis, dim):
 def tokens(name, mesh):
     lm = toys.model()
     built = toys.built(lm, name)
-    drawn = {} if "temperature" in METHODS[name].refuses else {"temperature": 1.0}
-    request = toys.request(lm, options.Options(max_new_tokens=NEW, **drawn), PROMPTS)
+    request = toys.request(lm, options.Options(max_new_tokens=NEW, **toys.drawn(name)), PROMPTS)
     state = engine.prefilled(built, request, PROMPTS, NEW)
     weights = built.weights
     if mesh is not None:

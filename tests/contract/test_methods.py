@@ -64,7 +64,7 @@ def check_tokens(name, model, law):
 
 @pytest.mark.parametrize("name", LOOP)
 def test_every_row_advances_and_counts_add_up(name):
-    more = toys.helpers(name)
+    more = toys.helpers(name) | toys.drawn(name)
     out = jd.generate(toys.model(), PROMPTS, method=name, max_new_tokens=17, **more)
     for stats, tokens, steps in zip(out.stats, out.tokens, out.steps, strict=True):
         assert stats.num_tokens == len(tokens) == 17

@@ -19,10 +19,10 @@ PROMPTS = [[3, 1, 4, 1, 5, 3, 1], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 
 @functools.cache
 def final_state(name):
-    """The state after a greedy run, on the host, and what ran."""
+    """The state after a run, on the host, and what ran."""
     lm = toys.model()
     built = toys.built(lm, name)
-    request = toys.request(lm, options.Options(max_new_tokens=NEW), PROMPTS)
+    request = toys.request(lm, options.Options(max_new_tokens=NEW, **toys.drawn(name)), PROMPTS)
     start = engine.prefilled(built, request, PROMPTS, NEW)
     shapes = jax.eval_shape(lambda: start)
     end = loop.run(
