@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= smollm2-135m
 QUESTION ?= Why is the sky blue?
 # Two processes: one alone leaves a core idle while it compiles.
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+PYTEST_ARGS ?= -n 2
 # Only for `make lock`.
 PYTHON311 ?= python3.11
 PYTHON312 ?= python3.12

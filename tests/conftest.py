@@ -17,29 +17,36 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ.setdefault("XLA_FLAGS", " ".join(CHEAP))
 
 import jax  # noqa: E402
-import pytest  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 
-def _group(item: pytest.Item) -> str:
+def _group(nodeid: str) -> str:
     """Tests of one group share programs: those of a file, or of a method in the contract suite."""
-    if item.path.parent.name == "contract" and isinstance(item, pytest.Function):
-        asked = getattr(item, "callspec", None)
-        if asked is not None and "name" in asked.params:
-            return f"contract-{asked.params['name']}"
-    return item.nodeid.split("::")[0]
+    file, _, test = nodeid.partition("::")
+    if "/contract/" in file and "[" in test:
+        return "contract-" + test.partition("[")[2].rstrip("]").split("-")[0]
+    return file
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keeps every group on one worker, in one piece."""
+    """Keeps every group in one piece."""
     order = {}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-        order.setdefault(_group(item), len(order))
-    items.sort(key=lambda item: order[_group(item)])
+        order.setdefault(_group(item.nodeid), len(order))
+    items.sort(key=lambda item: order[_group(item.nodeid)])
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Keeps every group on one worker."""
+    return _Groups(config, log)
+
+
+class _Groups(LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+        return _group(nodeid)
 
 
 def pytest_runtest_teardown(item, nextitem):
     """Drops compiled programs: each holds memory maps, of which Linux grants a process 65,530."""
-    if nextitem is None or _group(nextitem) != _group(item):
+    if nextitem is None or _group(nextitem.nodeid) != _group(item.nodeid):
         jax.clear_caches()
