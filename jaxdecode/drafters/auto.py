@@ -138,7 +138,8 @@ def make(config: Config, models: Models) -> Drafter:
             kind=jnp.where(copied.valid[0], kind, 0),
             followers=jnp.where(valid[first_level], below[first_level], -1),
         )
-        return chosen, jnp.cumsum(jnp.exp(chosen.scores)), state
+        # Draft tokens that each number of nodes can be expected to get accepted.
+        return chosen, jnp.cumsum(jnp.exp(chosen.scores).at[0].set(0.0)), state
 
     def propose(weights, state, request, canvas, view):
         del request, view

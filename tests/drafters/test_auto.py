@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxdecode as jd
-from jaxdecode import costs, resolve
+from jaxdecode import costs, engine, options, resolve
 from jaxdecode.core.protocols import Weights
 from jaxdecode.drafters import auto, prompt_lookup
 from jaxdecode.errors import InputError
@@ -64,6 +64,19 @@ def test_the_best_width_is_expected_tokens_per_time():
     assert choose([1.0, 1.4, 1.7], free) == 4  # 2/1, 3/1.4 = 2.14, 3.3/1.7 = 1.94
     assert choose([1.0, 1.4, 1.5], free) == 8  # 3.3/1.5 = 2.2
     assert choose([1.0, 1.4, 1.7], jnp.asarray([True, False])) == 1, "done rows do not count"
+
+
+@pytest.mark.parametrize(("cost", "width"), [(2.6, 4), (3.6, 1)])
+def test_a_width_is_taken_if_its_draft_is_worth_its_price(cost, width):
+    built = toys.built(toys.model(), "auto")
+    request = toys.request(toys.model(), options.Options(max_new_tokens=8), PERIODIC, batch=1)
+    state = engine.prefilled(built, request, PERIODIC, 8)
+    drafter = built.method.drafter
+    priced = drafter.price(built.weights, np.asarray([1.0, cost, 99.0, 99.0]))
+    view = built.method.cache.read(state.cache)
+    proposal, _ = drafter.propose(priced, state.drafter, request, state.canvas, view)
+    # The long match counts as right with 0.88 before any count: 0.88 + 0.77 + 0.68 more tokens.
+    assert int(proposal.valid.sum()) == width
 
 
 def test_a_draft_is_counted_up_to_its_first_wrong_token():
