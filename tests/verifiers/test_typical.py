@@ -47,7 +47,7 @@ def test_the_strict_setting_is_plain_decoding(law):
 
 def test_a_lower_threshold_accepts_more():
     drafts = enumeration.likeliest((2, 2))
-    for case in enumeration.tables(4, vocab_size=5):
+    for case in enumeration.tables(10, vocab_size=5):
         counts = [
             enumeration.num_accepted(
                 typical.make(typical.Config(epsilon=epsilon, delta=1e9)), drafts, case
