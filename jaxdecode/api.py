@@ -1,25 +1,21 @@
 """The public functions: load, generate, stream, warmup, methods, explain."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdecode import costs, resolve
 from jaxdecode import engine as engines
-from jaxdecode.convert import download, pipeline, vocab
-from jaxdecode.convert.open import open_source
-from jaxdecode.convert.tokenizer import TextStream, Tokenizer
-from jaxdecode.core.protocols import DraftWeights, Model, Models, Target, Writer
+from jaxdecode.convert import vocab
+from jaxdecode.convert.tokenizer import TextStream
+from jaxdecode.core.protocols import DraftWeights, Models, Writer
 from jaxdecode.errors import InputError
-from jaxdecode.models import decoder, layout
-from jaxdecode.models.config import ModelConfig
+from jaxdecode.language_model import LanguageModel as LanguageModel
+from jaxdecode.language_model import from_params as from_params
+from jaxdecode.language_model import load as load
 from jaxdecode.options import Options, Prompt, make_request, tokenize
 from jaxdecode.results import Generation, collect, row_result
 from jaxdecode.sampling import noise
@@ -31,125 +27,6 @@ from jaxdecode.zoo import methods as methods
 # and progress bars answer.
 STEPS_PER_CALL = 64
 DEFAULT_BATCH_SIZE = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LanguageModel:
-    """A loaded model: what `load` returns and `generate` takes.
-
-    Attributes:
-        name: what it was loaded as.
-        config: its architecture.
-        params: parameter tree (`models.decoder`).
-        target: the pure functions bound to the config.
-        tokenizer: None if the checkpoint has none; then prompts are token ids.
-        end_tokens: token ids with which the model ends a text or its turn.
-        dtype: dtype of parameters and activations.
-        kv_dtype: dtype of keys and values. float32 on CPU, where 16-bit attention takes a slow
-            path; `dtype` elsewhere.
-    """
-
-    name: str
-    config: ModelConfig
-    params: Any
-    target: Target
-    tokenizer: Tokenizer | None
-    end_tokens: tuple[int, ...]
-    dtype: Any
-    kv_dtype: Any
-
-    @property
-    def bound(self) -> Model:
-        """Its pure functions and its cache: what the loop takes."""
-        return resolve.model_of(self.config, self.target, self.kv_dtype)
-
-    def __repr__(self) -> str:
-        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return (
-            f"LanguageModel({self.name!r}, {self.config.family}, {size / 1e6:.0f}M parameters, "
-            f"{jnp.dtype(self.dtype).name}, context {self.config.max_length})"
-        )
-
-
-def load(
-    model: str | Path,
-    *,
-    dtype: str | None = None,
-    accept_terms: bool = False,
-    layers: str = "auto",
-    copies: str = "auto",
-    progress: bool = True,
-) -> LanguageModel:
-    """Loads a model by short name, path or `hf:org/name`.
-
-    Args:
-        model: a short name (`jaxdecode models`), a folder of safetensors, a .gguf file, our own
-            checkpoint, or `hf:org/name[@revision]`.
-        dtype: "float32" or "bfloat16" for parameters and activations; by default float32
-            on CPU and bfloat16 on accelerators.
-        accept_terms: accept the licence terms of models that have some.
-        layers: "list" keeps one tree per layer, "stacked" scans one stacked tree, "auto" takes
-            stacked on TPU and a list elsewhere.
-        copies: "all" holds some kernels a second time in the form that CPU products of one or
-            of several rows read fastest (`models.layout`: a quarter more memory in float32, three
-            quarters in bfloat16), "none" does not, "auto" does on CPU up to 1 GiB.
-        progress: show progress bars of downloads and conversion on stderr.
-
-    Raises:
-        UnknownNameError: no such short name; near matches are listed.
-        InputError: the path does not exist or cannot be read.
-        CheckpointError: the checkpoint is damaged, unsafe or incomplete.
-        UnsupportedError: the architecture or an option of it is not implemented.
-    """
-    if layers not in ("auto", "list", "stacked"):
-        raise InputError(f"layers={layers!r} is not known; use 'auto', 'list' or 'stacked'.")
-    if copies not in ("auto", "all", "none"):
-        raise InputError(f"copies={copies!r} is not known; use 'auto', 'all' or 'none'.")
-    path = download.resolve(str(model), accept_terms=accept_terms, progress=progress)
-    if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"dtype={dtype!r} is not supported; use 'float32' or 'bfloat16'.")
-    source = open_source(path)
-    config, arrays = source.config, pipeline.read_params(source, dtype)
-    params = decoder.nest(config, {name: jnp.asarray(array) for name, array in arrays})
-    if layers == "stacked" or (layers == "auto" and jax.default_backend() == "tpu"):
-        params["layers"] = decoder.stack(params["layers"])
-        if copies == "all":
-            raise InputError("copies='all' needs layers='list'.")
-    elif copies == "all" or (copies == "auto" and layout.pay_off(params)):
-        params = layout.with_copies(params)
-    tokenizer = pipeline.read_tokenizer(source)
-    end_tokens = pipeline.read_end_tokens(source, tokenizer)
-    return from_params(config, params, name=str(model), tokenizer=tokenizer, end_tokens=end_tokens)
-
-
-def from_params(
-    config: ModelConfig,
-    params: Any,
-    *,
-    name: str = "model",
-    tokenizer: Tokenizer | None = None,
-    end_tokens: Sequence[int] | None = None,
-) -> LanguageModel:
-    """Wraps parameters that are already in memory (`models.decoder.init_params`, training).
-
-    By default the model ends where its tokenizer says.
-    """
-    if end_tokens is None:
-        end_tokens = tokenizer.stop_tokens if tokenizer else ()
-    dtype = params["embed"]["embedding"].dtype
-    kv_dtype = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
-    return LanguageModel(
-        name=name,
-        config=config,
-        params=params,
-        target=_target(config, kv_dtype),
-        tokenizer=tokenizer,
-        end_tokens=tuple(end_tokens),
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-    )
 
 
 def generate(
@@ -326,7 +203,7 @@ def warmup(
         sizes = engines.shapes(min(max_length, lm.config.max_length), engine.slack)
     else:
         sizes = engines.distinct(requests, lm.config.max_length, engine.slack)
-    for batch in sorted({engines.batch_bucket(size) for size in batch_sizes}):
+    for batch in sorted({engines.batch_bucket(size, lm.mesh) for size in batch_sizes}):
         keys = [noise.row_key(0, [0])] * batch
         for length, new in sizes:
             asked = dataclasses.replace(chosen, max_new_tokens=new)
@@ -370,7 +247,7 @@ def _run(lm, engine, prompts, keys, options, steps) -> Iterator[engines.Snapshot
     request = make_request(
         options,
         keys,
-        batch=engines.batch_bucket(len(prompts)),
+        batch=engines.batch_bucket(len(prompts), lm.mesh),
         tokenizer=lm.tokenizer,
         config=lm.config,
         end_tokens=lm.end_tokens,
@@ -388,8 +265,3 @@ def _stream_steps() -> Iterator[int]:
 def _num_new(snapshot: engines.Snapshot, prompts: Sequence[Sequence[int]]) -> int:
     lengths = snapshot.canvas.length[: len(prompts)] + 1
     return int(lengths.sum()) - sum(map(len, prompts))
-
-
-@functools.lru_cache
-def _target(config: ModelConfig, kv_dtype: Any) -> Target:
-    return decoder.make_target(config, kv_dtype)

@@ -88,6 +88,7 @@ def _key(engine_: engine.Engine, batch: int) -> str:
         device.platform,
         device.device_kind,
         jax.device_count(),
+        model.mesh and tuple(model.mesh.shape.items()),
         os.cpu_count(),
         jax.__version__,
         __version__,

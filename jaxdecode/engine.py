@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdecode.core import loop, prefill
 from jaxdecode.core.protocols import Method, Model, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Outputs, Request, Stats
+from jaxdecode.dist import place, rules
 from jaxdecode.models.config import ModelConfig
 
 # Rows a step may write past a row's end: paths of up to so many nodes fit without another bucket.
@@ -65,9 +67,10 @@ class Snapshot:
         return np.asarray(self.canvas.tokens[row, start : int(self.canvas.length[row]) + 1])
 
 
-def batch_bucket(num_rows: int) -> int:
-    """Rows of the compiled program: the next power of two."""
-    return 1 << (num_rows - 1).bit_length()
+def batch_bucket(num_rows: int, mesh: Mesh | None = None) -> int:
+    """Rows of the compiled program: the next power of two that splits over the mesh."""
+    parts = 1 if mesh is None else mesh.shape[rules.RULES["rows"]]
+    return parts << (-(-num_rows // parts) - 1).bit_length()
 
 
 def slot_bucket(num_slots: int) -> int:
@@ -135,23 +138,24 @@ def run(
         steps: steps per call; every new value costs nothing.
     """
     begin = time.perf_counter()
+    request = place.rows(request, engine.model.mesh, request.key.shape[0])
     state = prefilled(engine, request, prompts, max_new_tokens)
     for num_steps in steps:
         state = loop.run(
             engine.weights,
             request,
             state,
-            jnp.int32(num_steps),
+            np.int32(num_steps),
             target=engine.model.target,
             method=engine.method,
         )
-        canvas, stats = jax.device_get((state.canvas, state.stats))
+        canvas, stats = place.fetch((state.canvas, state.stats))
         if canvas.done.all():
             drafter, outputs = engine.method.drafter, None
             if drafter.remember is not None:
                 engine.memory = drafter.remember(state.drafter)
             if drafter.outputs is not None:
-                outputs = jax.device_get(drafter.outputs(state.drafter))
+                outputs = place.fetch(drafter.outputs(state.drafter))
             yield Snapshot(canvas, stats, time.perf_counter() - begin, outputs)
             return
         yield Snapshot(canvas, stats, time.perf_counter() - begin)
@@ -164,27 +168,19 @@ def prefilled(
     model, method, weights = engine.model, engine.method, engine.weights
     slots = slots_of(engine, prompts, max_new_tokens)
     host = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
-    canvas = jax.tree.map(jnp.asarray, host)
-    cache = method.cache.init(
-        model.config,
-        len(host.length),
-        slots,
-        model.kv_dtype,
-        stacked=not isinstance(weights.target["layers"], Sequence),
-    )
+    batch = len(host.length)
+    cache = prefill.empty(weights.target, model, batch, slots)
     cache = prefill.fill(
         weights.target, model, cache, np.asarray(host.tokens), np.asarray(host.length)
     )
+    canvas = jax.tree.map(jnp.asarray, host)
+    view = method.cache.read(cache)
+    drafter = method.drafter.init(weights, request, canvas, view, engine.memory)
     names = [field.name for field in dataclasses.fields(Stats)]
     stats = Stats(**{name: jnp.asarray(np.zeros_like(host.length)) for name in names})
-    view = method.cache.read(cache)
-    return DecodeState(
-        canvas=canvas,
-        cache=cache,
-        drafter=method.drafter.init(weights, request, canvas, view, engine.memory),
-        stats=stats,
-        step=jnp.int32(0),
-    )
+    rest = place.rows((canvas, drafter, stats, jnp.int32(0)), model.mesh, batch)
+    canvas, drafter, stats, step = rest
+    return DecodeState(canvas=canvas, cache=cache, drafter=drafter, stats=stats, step=step)
 
 
 def _canvas(

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jaxdecode.core.protocols import Method, Model, Models, Verifier, Weights
 from jaxdecode.core.registry import METHODS, Entry
 from jaxdecode.errors import InputError, UnknownNameError, near_matches
@@ -156,9 +158,11 @@ def policy(file: str) -> Callable[..., Any]:
     return _module("search", file).run
 
 
-def model_of(config: Any, target: Any, kv_dtype: Any, cache: str = "dense") -> Model:
+def model_of(
+    config: Any, target: Any, kv_dtype: Any, mesh: Mesh | None = None, cache: str = "dense"
+) -> Model:
     """A language model bound to the cache file that keeps its keys and values."""
-    return Model(target, config, kv_dtype, _module("caches", cache).CACHE)
+    return Model(target, config, kv_dtype, _module("caches", cache).CACHE, mesh)
 
 
 def _config(folder: str, file: str) -> type:

@@ -1,7 +1,7 @@
 """Prefill: keys and values of a batch of prompts, chunk by chunk, for a target or a draft model."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from jaxdecode.core import masks
 from jaxdecode.core.protocols import Cache, Model, Rows, Target
+from jaxdecode.dist import place, rules
 
 # Widths of a chunk: padding costs at most a third, and a sixth of a long prompt.
 CHUNKS = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
@@ -26,6 +27,18 @@ def chunks(num_tokens: int) -> Iterator[tuple[int, int]]:
         start += width
 
 
+def empty(params: Any, model: Model, batch: int, slots: int) -> Any:
+    """An empty cache in the form that the parameters ask for, made where it will lie."""
+    stacked = not isinstance(params["layers"], Sequence)
+    init = functools.partial(
+        model.cache.init, model.config, batch, slots, model.kv_dtype, stacked=stacked
+    )
+    if model.mesh is None:
+        return init()
+    shardings = rules.cache(jax.eval_shape(init), model.mesh)
+    return jax.jit(init, out_shardings=shardings)()
+
+
 def fill(params: Any, model: Model, cache: Any, tokens: np.ndarray, lengths: np.ndarray) -> Any:
     """The cache with the first lengths[b] tokens of every row b in it.
 
@@ -37,15 +50,11 @@ def fill(params: Any, model: Model, cache: Any, tokens: np.ndarray, lengths: np.
         lengths: tokens of each row, `[B]`, on the host.
     """
     for start, width in chunks(int(lengths.max())):
-        rows = prefill(
-            params,
-            tokens[:, start : start + width],
-            jnp.int32(start),
-            np.clip(lengths - start, 0, width),
-            model.cache.read(cache) if start else None,
-            target=model.target,
-        )
-        cache = store(cache, rows, jnp.int32(start), cache=model.cache)
+        chunk = tokens[:, start : start + width], np.clip(lengths - start, 0, width)
+        chunk = place.rows(chunk, model.mesh, len(lengths))
+        cached = model.cache.read(cache) if start else None
+        rows = prefill(params, chunk[0], np.int32(start), chunk[1], cached, target=model.target)
+        cache = store(cache, rows, np.int32(start), cache=model.cache)
     return cache
 
 

@@ -7,6 +7,7 @@ and states are pytrees that pass through it.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxdecode.core.types import pytree
@@ -113,12 +114,14 @@ class Model(NamedTuple):
         config: its `ModelConfig`.
         kv_dtype: dtype of its keys and values.
         cache: where its keys and values are kept.
+        mesh: devices its arrays are split over; None for one device.
     """
 
     target: Target
     config: Any
     kv_dtype: Any
     cache: Cache
+    mesh: Mesh | None = None
 
 
 class Models(NamedTuple):

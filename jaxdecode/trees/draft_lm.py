@@ -6,7 +6,7 @@ there is no count to keep. What is written past the pending token is overwritten
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -81,11 +81,8 @@ def starting(draft: DraftModel) -> Callable[..., Any]:
         if weights.drafter.to_draft is not None:
             tokens = np.asarray(weights.drafter.to_draft)[tokens]
         tokens = np.clip(tokens, 0, draft.model.config.vocab_size - 1)
-        batch, slots = tokens.shape
-        stacked = not isinstance(params["layers"], Sequence)
-        model = draft.model
-        cache = model.cache.init(model.config, batch, slots, model.kv_dtype, stacked=stacked)
-        return prefill.fill(params, model, cache, tokens, lengths)
+        cache = prefill.empty(params, draft.model, *tokens.shape)
+        return prefill.fill(params, draft.model, cache, tokens, lengths)
 
     return init
 

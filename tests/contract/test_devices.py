@@ -10,12 +10,14 @@ import pytest
 
 from tests import toys
 
+MESHES = ("data=4,model=2", "data=8", "data=2,model=4")
 
-def different(names):
+
+def different(names, meshes):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.contract.devices", ",".join(names)],
+        [sys.executable, "-m", "tests.contract.devices", ",".join(names), *meshes],
         env=env,
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -26,9 +28,11 @@ def different(names):
 
 
 def test_a_few_methods_on_eight_devices():
-    assert different(["ar", "prompt_lookup", "token_recycling"]) == []
+    names, meshes = ["ar", "prompt_lookup", "token_recycling"], MESHES[:1]
+    assert different(names, meshes) == {mesh: [] for mesh in meshes}
 
 
 @pytest.mark.slow
-def test_every_method_on_eight_devices():
-    assert different(toys.LOOP) == []
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_method_on_eight_devices(mesh):
+    assert different(toys.LOOP, [mesh]) == {mesh: []}

@@ -1,0 +1,1 @@
+"""Meshes, where arrays lie on them, and starting several hosts."""

@@ -1,0 +1,41 @@
+"""Moving arrays between hosts and meshes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from jaxdecode.dist import rules
+
+
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A host array on a mesh; each process copies the parts of its own devices only.
+
+    Every process must hold equal values, or at least those of its own parts.
+    """
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def rows(tree: Any, mesh: Mesh | None, batch: int) -> Any:
+    """Host arrays, and device arrays of this process, split by rows over a mesh (`rules.rows`).
+
+    Arrays that lie on a mesh already, and everything where there is no mesh, stay as they are.
+    """
+    if mesh is None:
+        return tree
+
+    def move(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+            return leaf
+        return put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(move, tree, rules.rows(tree, mesh, batch))
+
+
+def fetch(tree: Any) -> Any:
+    """Host copies of arrays, on every process that shares them."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
