@@ -179,6 +179,7 @@ def _dispatch(
         work,
         words,
         layer,
+        sizes=sizes,
         out_dtype=query.dtype,
         interpret=interpret,
         blocks=blocks,

@@ -56,6 +56,13 @@ class Problem:
         """New rows after padding to whole tiles."""
         return -(-self.rows // self.row_tile) * self.row_tile
 
+    @property
+    def num_items(self) -> int:
+        """The most items a work list of this problem can have."""
+        tiles = self.padded_rows // self.row_tile
+        cached = -(-self.page // self.page_block) * self.pages_per_row
+        return self.batch * tiles * (tiles + cached)
+
 
 def of(query: Any, new_key: Any, cached_key: Any, work: Any, *, canvas: bool = False) -> Problem:
     """The sizes of a call's arrays (or of their shapes and dtypes)."""
