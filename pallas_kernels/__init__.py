@@ -1,0 +1,1 @@
+"""Pallas kernels for decoding on TPU and GPU; usable alone, needs only JAX."""
