@@ -15,6 +15,8 @@ from jaxdecode import resolve
 from jaxdecode.convert import download, pipeline
 from jaxdecode.convert.open import open_source
 from jaxdecode.convert.tokenizer import Tokenizer
+from jaxdecode.core import attention as backends
+from jaxdecode.core.attention import Backend
 from jaxdecode.core.protocols import Model, Target
 from jaxdecode.dist import mesh as meshes
 from jaxdecode.dist import place, rules
@@ -71,6 +73,7 @@ def load(
     layers: str = "auto",
     copies: str = "auto",
     mesh: str | Mesh | None = None,
+    attention: str = "auto",
     progress: bool = True,
 ) -> LanguageModel:
     """Loads a model by short name, path or `hf:org/name`.
@@ -89,6 +92,8 @@ def load(
         mesh: devices to split the model over: a mesh with the axes "data" (rows of a batch) and
             "model" (heads, MLP width, vocabulary), or text such as "data=2,model=4" for one over
             all devices. None is one device.
+        attention: who computes attention in steps of the loop: "xla", a kernel ("tpu", "gpu"), or
+            "auto": the kernel of the devices in use if it can serve the model, else XLA.
         progress: show progress bars of downloads and conversion on stderr.
 
     Raises:
@@ -123,7 +128,8 @@ def load(
         params = layout.with_copies(params)
     tokenizer = pipeline.read_tokenizer(source)
     end_tokens = pipeline.read_end_tokens(source, tokenizer)
-    return _bind(config, params, str(model), tokenizer, end_tokens, mesh)
+    backend = backends.choose(attention, config, mesh)
+    return _bind(config, params, str(model), tokenizer, end_tokens, backend)
 
 
 def from_params(
@@ -134,11 +140,12 @@ def from_params(
     tokenizer: Tokenizer | None = None,
     end_tokens: Sequence[int] | None = None,
     mesh: Mesh | None = None,
+    attention: str = "auto",
 ) -> LanguageModel:
     """Wraps parameters that are already in memory (`models.decoder.init_params`, training).
 
     By default the model ends where its tokenizer says. With a mesh, the parameters are split over
-    it, as `load` does.
+    it, as `load` does; `attention` is as there.
     """
     if end_tokens is None:
         end_tokens = tokenizer.stop_tokens if tokenizer else ()
@@ -148,7 +155,8 @@ def from_params(
         config, params = _split(config, flat, mesh)
         if stacked:
             params["layers"] = decoder.stack(params["layers"])
-    return _bind(config, params, name, tokenizer, end_tokens, mesh)
+    backend = backends.choose(attention, config, mesh)
+    return _bind(config, params, name, tokenizer, end_tokens, backend)
 
 
 def _split(
@@ -170,7 +178,7 @@ def _bind(
     name: str,
     tokenizer: Tokenizer | None,
     end_tokens: Sequence[int],
-    mesh: Mesh | None,
+    backend: Backend,
 ) -> LanguageModel:
     dtype = params["embed"]["embedding"].dtype
     kv_dtype = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
@@ -178,15 +186,15 @@ def _bind(
         name=name,
         config=config,
         params=params,
-        target=_target(config, kv_dtype),
+        target=_target(config, kv_dtype, backend),
         tokenizer=tokenizer,
         end_tokens=tuple(end_tokens),
         dtype=dtype,
         kv_dtype=kv_dtype,
-        mesh=mesh,
+        mesh=backend.mesh,
     )
 
 
 @functools.lru_cache
-def _target(config: ModelConfig, kv_dtype: Any) -> Target:
-    return decoder.make_target(config, kv_dtype)
+def _target(config: ModelConfig, kv_dtype: Any, backend: Backend) -> Target:
+    return decoder.make_target(config, kv_dtype, backend)

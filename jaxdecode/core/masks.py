@@ -5,7 +5,7 @@ new row j if the rule allows it. A layer's window further limits both by distanc
 One function turns a program into the dense masks of the XLA path; kernels read the program itself.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class MaskProgram:
             (packed along the query axis, so that a kernel expands it without a lane gather).
         rule: how new rows see each other. "block_causal" sees its own and earlier blocks.
         block: size of a block in positions; "block_causal" only.
+        plan: the program in the form that an attention kernel reads; None where none runs.
     """
 
     cached: Int[Array, "B"]
@@ -36,6 +37,7 @@ class MaskProgram:
     ancestors: UInt32[Array, "B W T"] | None = None
     rule: Rule = static(default="causal")
     block: int = static(default=0)
+    plan: Any = None
 
 
 def dense(

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdecode.core import ops
+from jaxdecode.core import attention, ops
+from jaxdecode.core.attention import Backend
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows, Target, TargetOutput
 from jaxdecode.core.types import Blend
@@ -26,14 +27,17 @@ from jaxdecode.models.layers import Block, RMSNorm
 Params = dict[str, Any]
 
 
-def make_target(config: ModelConfig, kv_dtype: Any = jnp.float32) -> Target:
+def make_target(
+    config: ModelConfig, kv_dtype: Any = jnp.float32, backend: Backend = attention.XLA
+) -> Target:
     """Binds a config to the pure functions the loop calls.
 
     Args:
         config: the model.
         kv_dtype: dtype of keys and values, in attention and in the cache.
+        backend: who computes attention.
     """
-    block = Block(config, jnp.dtype(kv_dtype))
+    block = Block(config, jnp.dtype(kv_dtype), backend)
 
     def forward(params, tokens, mask, cached, taps=()):
         return _forward(config, block, params, tokens, mask, cached, taps)
@@ -152,6 +156,7 @@ def _final_norm(config: ModelConfig, params: Params, x: Float[Array, "*B D"]):
 
 def _layers(config, block, params, x, mask, cached, span: range, tapped=()):
     """Runs the layers of `span`; `cached` and the rows returned are of these layers only."""
+    mask = attention.plan(block.backend, mask, cached)
     layers = params["layers"]
     if isinstance(layers, Sequence):
         return _run_list(config, block, layers, x, mask, cached, span, tapped)
@@ -193,7 +198,7 @@ def _run_list(config, block, layers, x, mask, cached, span, tapped):
     rows, taps = [], {}
     for n, i in enumerate(span):
         window = config.layer_windows[i]
-        view = None if cached is None else (cached[0][n], cached[1][n])
+        view = None if cached is None else attention.View(cached[0][n], cached[1][n])
         angles = local if window else full
         x, new_rows = _layer(layers[i], x, angles, mask, view, block=block, window=window)
         rows.append(new_rows)
@@ -217,15 +222,18 @@ def _run_scan(config, block, layers, x, mask, cached, span, tapped):
     windows = jnp.asarray([w or config.max_length + 1 for w in spans], jnp.int32)
     is_local = jnp.asarray([bool(w) for w in spans])
 
+    own = attention.per_layer(block.backend, cached)
+
     def body(x, layer):
-        params, window, windowed, view = layer
+        params, window, windowed, own = layer
+        view = attention.view(cached, own)
         angles = full
         if config.local_rope is not None:
             angles = jax.tree.map(lambda a, b: jnp.where(windowed, b, a), full, local)
         x, rows = block.apply({"params": params}, x, angles, mask, view, window)
         return x, (rows, x if tapped else None)
 
-    x, (rows, hidden) = jax.lax.scan(body, x, (layers, windows, is_local, cached))
+    x, (rows, hidden) = jax.lax.scan(body, x, (layers, windows, is_local, own))
     return x, rows, {i: hidden[i] for i in tapped} if hidden is not None else {}
 
 

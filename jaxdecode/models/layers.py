@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdecode.core import ops
+from jaxdecode.core.attention import XLA, Backend, View, attention
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.models import layout
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.rope import rotate
 
 Angles = tuple[Float[Array, "B T d"], Float[Array, "B T d"]]
-CachedRows = tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]
 # 0 is all positions; a traced value lets windowed and full layers share one scanned body.
 Window = int | Int[Array, ""]
 NewRows = tuple[Float[Array, "B K d T"], Float[Array, "B K T d"]]
@@ -88,6 +88,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     kv_dtype: Any
+    backend: Backend
 
     @nn.compact
     def __call__(
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         x: Float[Array, "B T D"],
         angles: Angles,
         mask: MaskProgram,
-        cached: CachedRows | None,
+        cached: View | None,
         window: Window,
     ) -> tuple[Float[Array, "B T D"], NewRows]:
         c = self.config
@@ -109,13 +110,14 @@ class Attention(nn.Module):
         query = rotate(query, *angles) * c.query_scale
         new_key = rotate(key, *angles).astype(self.kv_dtype).transpose(0, 2, 3, 1)
         new_value = value.astype(self.kv_dtype).transpose(0, 2, 1, 3)
-        mixed = ops.attention(
+        mixed = attention(
             query.transpose(0, 2, 3, 1, 4),
             new_key,
             new_value,
-            *(cached or (None, None)),
+            cached,
             mask=mask,
             window=window,
+            backend=self.backend,
         )
         mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, num_rows, -1)
         out = OutputLinear(c.hidden_size, c.o_bias, name="o")(mixed)
@@ -142,10 +144,12 @@ class Block(nn.Module):
     Attributes:
         config: the model.
         kv_dtype: dtype of keys and values: of attention's operands and of the cache.
+        backend: who computes attention.
     """
 
     config: ModelConfig
     kv_dtype: Any
+    backend: Backend = XLA
 
     @nn.compact
     def __call__(
@@ -153,14 +157,14 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         angles: Angles,
         mask: MaskProgram,
-        cached: CachedRows | None,
+        cached: View | None,
         window: Window,
     ) -> tuple[Float[Array, "B T D"], NewRows]:
         def norm(name):
             return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)
 
-        attention = Attention(self.config, self.kv_dtype, name="attn")
-        mixed, rows = attention(norm("attn_norm")(x), angles, mask, cached, window)
+        attend = Attention(self.config, self.kv_dtype, self.backend, name="attn")
+        mixed, rows = attend(norm("attn_norm")(x), angles, mask, cached, window)
         x = x + (norm("attn_post_norm")(mixed) if self.config.post_norms else mixed)
         update = GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x))
         return x + (norm("mlp_post_norm")(update) if self.config.post_norms else update), rows

@@ -35,7 +35,7 @@ RANKS = {
     "__main__": 12,
 }
 FLAX_ONLY_IN = ("models/",)
-KERNELS_ONLY_IN = ("core/ops.py",)
+KERNELS_ONLY_IN = ("core/attention.py",)
 ENVIRONMENT_ONLY_IN = ("cli/", "dist/", "convert/download.py", "paths.py")
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -67,7 +67,7 @@ def violations(file: str, code: str) -> list[str]:
         elif root == "flax" and not file.startswith(FLAX_ONLY_IN):
             found.append("flax outside models/")
         elif root == "pallas_kernels" and not file.startswith(KERNELS_ONLY_IN):
-            found.append("kernels outside core/ops.py")
+            found.append("kernels outside core/attention.py")
         elif root == "jaxdecode" and rest and not rest[0].startswith("__"):
             if rest[0] not in RANKS:
                 found.append(f"{name} has no place in the layers")
@@ -96,7 +96,7 @@ def test_every_unit_has_a_rank_and_every_rank_a_unit():
         ("models/layers.py", "import jaxdecode.caches.dense", "models imports caches"),
         ("drafters/none.py", "from jaxdecode.verifiers import x", "drafters imports verifiers"),
         ("caches/dense.py", "import flax.linen as nn", "flax outside models/"),
-        ("models/layers.py", "from pallas_kernels import x", "kernels outside core/ops.py"),
+        ("models/layers.py", "from pallas_kernels import x", "kernels outside core/attention.py"),
         ("options.py", "import os\nx = os.environ['A']", "reads the environment"),
         ("engine.py", "from os import getenv", "reads the environment"),
         ("core/loop.py", "from . import types", "relative import .None.types"),

@@ -1,0 +1,281 @@
+"""Attention of new rows over the cache and over themselves, by XLA or by a kernel.
+
+This module alone imports `pallas_kernels`. Kernels serve the steps of the loop; prefill, whose
+chunks have more rows than a kernel holds, is XLA's on every device.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jaxdecode.core import masks
+from jaxdecode.core.protocols import Rows
+from jaxdecode.core.types import pytree
+from jaxdecode.dist import rules
+from jaxdecode.errors import InputError, UnsupportedError
+from pallas_kernels import worklist
+from pallas_kernels.tree_attention import api as kernels
+
+IMPLS = ("auto", "xla", "tpu", "gpu")
+# Most rows that a kernel is given; chunks of prefill are longer.
+MAX_ROWS = 256
+# Queries per tile of XLA's causal attention; a tile does not compute the keys after its own end.
+_TILE = 128
+# A grid step of a kernel has a fixed cost, which this many bytes of the cache hide.
+_STEP_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Who computes attention; hashable.
+
+    Attributes:
+        impl: "xla", or the kernel for "tpu" or "gpu".
+        mesh: devices that KV heads and rows are split over.
+        interpret: run the kernel in an interpreter on the CPU; for tests.
+    """
+
+    impl: Literal["xla", "tpu", "gpu"] = "xla"
+    mesh: Mesh | None = None
+    interpret: Any = False
+
+
+XLA = Backend()
+
+
+class View(NamedTuple):
+    """What one layer is given of the cache.
+
+    Attributes:
+        key: keys of the layer, or of all layers.
+        value: values likewise.
+        layer: which one, if they are of all layers: a kernel reads the whole cache in place,
+            where a slice would be copied first.
+    """
+
+    key: Float[Array, "B K d S"] | Float[Array, "H B K d S"]
+    value: Float[Array, "B K S d"] | Float[Array, "H B K S d"]
+    layer: Int[Array, ""] | None = None
+
+
+@pytree
+class Plan:
+    """A mask program in the form that kernels read; the same for all layers.
+
+    Attributes:
+        work: blocks to visit; with a mesh, one list per group of rows.
+        words: packed bits of who sees whom among the new rows.
+    """
+
+    work: Any
+    words: Any
+
+
+def choose(impl: str, config: Any, mesh: Mesh | None) -> Backend:
+    """The backend for a model.
+
+    Args:
+        impl: "xla", "tpu", "gpu", or "auto": the kernel of this program's devices if it can serve
+            the model, else XLA.
+        config: the model's.
+        mesh: devices it is split over.
+
+    Raises:
+        InputError: impl is not known.
+        UnsupportedError: the kernel asked for cannot serve this model; says why.
+    """
+    if impl not in IMPLS:
+        raise InputError(f"attention={impl!r} is not known; use one of {', '.join(IMPLS)}.")
+    if impl == "auto":
+        own = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(jax.default_backend(), "xla")
+        impl = "xla" if own == "xla" or refuses(own, config) else own
+    elif impl != "xla" and (reason := refuses(impl, config)):
+        raise UnsupportedError(
+            f"attention={impl!r} cannot serve this model: {reason}; use attention='xla'."
+        )
+    return Backend(impl=impl, mesh=mesh)  # type: ignore[arg-type]
+
+
+def refuses(impl: str, config: Any) -> str | None:
+    """Why a kernel cannot serve a model; None if it can."""
+    del impl
+    if any(config.layer_windows):
+        return "some of its layers have a sliding window, which kernels do not mask"
+    return None
+
+
+def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> masks.MaskProgram:
+    """The program with the kernel's plan in it, where a kernel will run."""
+    rows = mask.positions.shape[1]
+    if backend.impl == "xla" or cached is None or rows > MAX_ROWS:
+        return mask
+    key = jax.tree.leaves(cached[0])[0]
+    heads, width, slots = key.shape[-3:]
+    if backend.mesh is not None:
+        heads //= backend.mesh.shape[rules.RULES["kv_heads"]]
+    block = _page_block(heads * width * 2 * key.dtype.itemsize, slots)
+    list_work = functools.partial(worklist.plan, num_rows=rows, page=slots, page_block=block)
+    words = mask.ancestors
+    if words is None:
+        words = masks.pack_ancestors(masks.dense(mask, num_slots=0, window=0)[1])
+    if backend.mesh is None:
+        return dataclasses.replace(mask, plan=Plan(work=list_work(mask.cached), words=words))
+
+    def of_shard(lengths):
+        # Every group of rows has its list, so all of its arrays get an axis of groups.
+        return jax.tree.map(lambda leaf: leaf[None], list_work(lengths))
+
+    by_rows = rules.spec(("rows",))
+    work = _per_device(of_shard, backend.mesh, in_specs=by_rows, out_specs=by_rows)(mask.cached)
+    return dataclasses.replace(mask, plan=Plan(work=work, words=words))
+
+
+def _page_block(bytes_per_slot: int, slots: int) -> int:
+    """Slots of the cache per grid step: a power of two from 256 to 2048, at most all."""
+    block = 256
+    while block < 2048 and block * bytes_per_slot < _STEP_BYTES:
+        block *= 2
+    return min(block, slots)
+
+
+def per_layer(backend: Backend, cached: Rows | None) -> Any:
+    """What a scan over layers slices of a stacked cache."""
+    if cached is None or backend.impl == "xla":
+        return cached
+    return jnp.arange(cached[0].shape[0], dtype=jnp.int32)  # type: ignore[union-attr]
+
+
+def view(cached: Rows | None, own: Any) -> View | None:
+    """A layer's view of a stacked cache, from its slice of `per_layer`."""
+    if cached is None or isinstance(own, tuple):
+        return None if own is None else View(*own)
+    key, value = cached
+    return View(key, value, own)  # type: ignore[arg-type]
+
+
+def _per_device(function: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def attention(
+    query: Float[Array, "B K G T d"],
+    new_key: Float[Array, "B K d T"],
+    new_value: Float[Array, "B K T d"],
+    cached: View | None,
+    *,
+    mask: masks.MaskProgram,
+    window: int | Int[Array, ""],
+    backend: Backend = XLA,
+) -> Float[Array, "B K G T d"]:
+    """Softmax attention of T new rows over the cache and over themselves, as one law.
+
+    The two parts are scored apart and normalised together, so the cache is read where it lies and
+    new rows are never appended to it before they are accepted. Keys lie transposed, so that both
+    products run along their operands' minor axis.
+
+    Args:
+        query: already scaled.
+        new_key: keys of the new rows.
+        new_value: values of the new rows.
+        cached: keys and values of all slots, or None if no slot is visible.
+        mask: who sees whom, with the kernel's plan if there is one.
+        window: positions a query looks back; 0 means all.
+        backend: who computes it.
+    """
+    if mask.plan is not None:
+        assert cached is not None
+        return _by_kernel(backend, query, new_key, new_value, cached, mask.plan)
+    key, value = _slices(cached)
+    rows = query.shape[3]
+    if mask.rule != "causal" or rows <= _TILE:
+        return _attend(query, new_key, new_value, key, value, mask, window)
+    # Causal rows never see later ones: a tile of queries needs only the keys up to its own end.
+    tiles = []
+    for first in range(0, rows, _TILE):
+        last = min(first + _TILE, rows)
+        part = _attend(
+            query[:, :, :, first:last],
+            new_key[..., :last],
+            new_value[:, :, :last],
+            key,
+            value,
+            mask,
+            window,
+            first=first,
+        )
+        tiles.append(part)
+    return jnp.concatenate(tiles, axis=3)
+
+
+def _by_kernel(backend: Backend, query, new_key, new_value, cached: View, plan: Plan):
+    key, value, layer = cached
+    if layer is None:
+        key, value, layer = key[None], value[None], jnp.int32(0)
+    run = functools.partial(kernels.tree_attention, impl=backend.impl, interpret=backend.interpret)
+    if backend.mesh is None:
+        return run(query, new_key, new_value, key, value, plan.work, plan.words, layer=layer)
+
+    def of_shard(query, new_key, new_value, key, value, work, words, layer):
+        work = jax.tree.map(lambda leaf: leaf[0], work)
+        return run(query, new_key, new_value, key, value, work, words, layer=layer)
+
+    rows, heads = rules.spec(("rows",)), rules.spec(("rows", "kv_heads"))
+    whole = rules.spec(rules.cache_axes(5))
+    specs = (heads, heads, heads, whole, whole, rows, rows, PartitionSpec())
+    apply = _per_device(of_shard, backend.mesh, in_specs=specs, out_specs=heads)
+    return apply(query, new_key, new_value, key, value, plan.work, plan.words, layer)
+
+
+def _slices(cached: View | None):
+    if cached is None:
+        return None, None
+    if cached.layer is None:
+        return cached.key, cached.value
+    return cached.key[cached.layer], cached.value[cached.layer]
+
+
+def _attend(
+    query, new_key, new_value, cached_key, cached_value, mask, window, *, first: int = 0
+) -> Float[Array, "B K G T d"]:
+    """Attention of the queries from row `first` on over the new keys given and the cache."""
+    num_slots = 0 if cached_key is None else cached_key.shape[3]
+    over_cache, over_new = masks.dense(mask, num_slots=num_slots, window=window)
+    queries, keys = slice(first, first + query.shape[3]), slice(new_key.shape[3])
+    new_scores = _scores(query, new_key, over_new[:, queries, keys])
+    peak = new_scores.max(-1, keepdims=True)
+    if cached_key is None or cached_value is None:
+        weights = _weights(new_scores, peak)
+        return _mix(weights, new_value) / weights.sum(-1, keepdims=True)
+    cache_scores = _scores(query, cached_key, over_cache[:, queries])
+    peak = jnp.maximum(peak, cache_scores.max(-1, keepdims=True))
+    new_weights, cache_weights = _weights(new_scores, peak), _weights(cache_scores, peak)
+    total = new_weights.sum(-1, keepdims=True) + cache_weights.sum(-1, keepdims=True)
+    return (_mix(new_weights, new_value) + _mix(cache_weights, cached_value)) / total
+
+
+def _weights(scores, peak):
+    weights = jnp.exp(scores - peak)
+    # Kept in memory where there are many, else XLA computes the exponentials once per use.
+    return jax.lax.optimization_barrier(weights) if weights.shape[3] > 1 else weights
+
+
+def _scores(query, key, visible):
+    batch, heads, group, rows, width = query.shape
+    flat = query.reshape(batch, heads, group * rows, width).astype(key.dtype)
+    scores = jnp.einsum("bkmd,bkds->bkms", flat, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, group, rows, -1)
+    return jnp.where(visible[:, None, None], scores, -jnp.inf)
+
+
+def _mix(weights, value):
+    batch, heads, group, rows, num = weights.shape
+    flat = weights.reshape(batch, heads, group * rows, num).astype(value.dtype)
+    mixed = jnp.einsum("bkms,bksd->bkmd", flat, value, preferred_element_type=jnp.float32)
+    return mixed.reshape(batch, heads, group, rows, -1)
