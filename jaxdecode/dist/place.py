@@ -35,7 +35,11 @@ def rows(tree: Any, mesh: Mesh | None, batch: int) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Host copies of arrays, on every process that shares them."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+    """Host copies of arrays; of those that several processes share, every process gets the whole."""
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return leaf
+
+    return jax.device_get(jax.tree.map(copy, tree))

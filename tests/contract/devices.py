@@ -1,6 +1,9 @@
 """Child process of test_devices: decodes on meshes of eight fake CPU devices.
 
-Prints, as JSON, for every mesh the method names whose tokens differ from those of one device.
+    python -m tests.contract.devices METHODS ADDRESS PROCESSES PROCESS MESH...
+
+Prints, as JSON, for every mesh the method names whose tokens differ from those of one device. The
+devices belong to one process, or to several that meet at ADDRESS.
 """
 
 import json
@@ -33,10 +36,13 @@ def tokens(name, mesh):
 
 
 def main():
-    assert len(jax.devices()) == 8
     names, different = sys.argv[1].split(","), {}
+    address, processes, process, *texts = sys.argv[2:]
+    if int(processes) > 1:
+        jax.distributed.initialize(address, int(processes), int(process))
+    assert len(jax.devices()) == 8
     alone = {name: tokens(name, None) for name in names}
-    for text in sys.argv[2:]:
+    for text in texts:
         mesh = meshes.make(text)
         different[text] = [name for name in names if tokens(name, mesh) != alone[name]]
     print(json.dumps(different))
