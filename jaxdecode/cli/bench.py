@@ -204,10 +204,7 @@ class Bench:
         left = len(bench.jobs(plan, cases)) - len(finished)
         shown = show_progress(self.progress)
         try:
-            if plan.timed and left:
-                with run_bar("compiling", len(plan.lines), shown) as tick:
-                    bench.warm(lm, plan, cases, draft=draft, tick=tick)
-            with run_bar("measuring", left * len(plan.lines) * plan.repeats, shown) as tick:
+            with run_bar("measuring", bench.num_ticks(plan, cases, finished), shown) as tick:
                 found = bench.measure(lm, plan, cases, draft=draft, finished=finished, tick=tick)
                 for record in found:
                     records.append(record)

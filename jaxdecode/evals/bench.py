@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,6 +185,29 @@ def jobs(plan: Plan, cases: Sequence[Case]) -> list[Job]:
     return found
 
 
+def groups(
+    plan: Plan, cases: Sequence[Case], finished: Container[tuple[int, float, int]] = ()
+) -> list[list[tuple[int, Job]]]:
+    """The unfinished jobs, each with its number, in groups that share compiled programs."""
+    found: dict[tuple[int, int], list[tuple[int, Job]]] = {}
+    for number, job in enumerate(jobs(plan, cases)):
+        if job.key not in finished:
+            longest = max(len(cases[i].tokens) for i in job.prompts)
+            slots = engines.slot_bucket(longest + plan.max_new_tokens + engines.SLACK)
+            # What is remembered passes from job to job, in their order.
+            shape = (0, 0) if plan.remember else (engines.batch_bucket(len(job.prompts)), slots)
+            found.setdefault(shape, []).append((number, job))
+    return list(found.values())
+
+
+def num_ticks(
+    plan: Plan, cases: Sequence[Case], finished: Container[tuple[int, float, int]]
+) -> int:
+    """How often `measure` calls its tick."""
+    runs = sum(int(plan.timed) + plan.repeats * len(g) for g in groups(plan, cases, finished))
+    return runs * len(plan.lines)
+
+
 def promised(method: str, temperature: float) -> bool:
     """Whether a method must give the baseline's tokens."""
     entry = METHODS[method]
@@ -205,17 +228,17 @@ def check(plan: Plan, *, has_draft: bool) -> None:
             raise InputError(f"method {line.method!r} needs a draft model: give --draft.")
 
 
-def warm(
+def _warm(
     lm: api.LanguageModel,
     plan: Plan,
     cases: Sequence[Case],
-    *,
-    draft: api.LanguageModel | None = None,
-    tick: Callable[[], None] = lambda: None,
+    group: Sequence[Job],
+    draft: api.LanguageModel | None,
+    tick: Callable[[], None],
 ) -> None:
-    """Compiles every program the plan needs; `tick` is called after every line."""
+    """Compiles every program these jobs need."""
     needs: dict[int, set[tuple[int, int]]] = {}
-    for job in jobs(plan, cases):
+    for job in group:
         longest = max(len(cases[i].tokens) for i in job.prompts)
         size = engines.batch_bucket(len(job.prompts))
         needs.setdefault(size, set()).add((longest, plan.max_new_tokens))
@@ -238,31 +261,35 @@ def measure(
     cases: Sequence[Case],
     *,
     draft: api.LanguageModel | None = None,
-    finished: frozenset[tuple[int, float, int]] = frozenset(),
+    finished: Container[tuple[int, float, int]] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Yields one record (plain data) for each job that is not finished yet.
 
     A record has the job's fields; per line the seconds of every repeat and, per prompt, new tokens,
     nfe, tokens forwarded and `equal`; the differences found; the number of programs compiled.
-    `tick` is called after every run.
+    `tick` is called after every run, and after the warm-up of every line.
     """
     memories: dict[tuple[str, int, float, int], dict] = {}
-    for number, job in enumerate(jobs(plan, cases)):
-        if job.key in finished:
-            continue
-        batch = [cases[i] for i in job.prompts]
-        order: list[list[str]] = []
-        runs: dict[str, list[Generation]] = {line.label: [] for line in plan.lines}
-        with _count_compilations() as compiled:
-            for repeat in range(plan.repeats):
-                turn = _rotated(plan.lines, number + repeat)
-                order.append([line.label for line in turn])
-                for line in turn:
-                    memory = memories.setdefault((line.label, *job.key[:2], repeat), {})
-                    runs[line.label].append(_run(lm, plan, job, batch, line, draft, memory))
-                    tick()
-        yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
+    for group in groups(plan, cases, finished):
+        if plan.timed:
+            _warm(lm, plan, cases, [job for _, job in group], draft, tick)
+        for number, job in group:
+            batch = [cases[i] for i in job.prompts]
+            order: list[list[str]] = []
+            runs: dict[str, list[Generation]] = {line.label: [] for line in plan.lines}
+            with _count_compilations() as compiled:
+                for repeat in range(plan.repeats):
+                    turn = _rotated(plan.lines, number + repeat)
+                    order.append([line.label for line in turn])
+                    for line in turn:
+                        memory = memories.setdefault((line.label, *job.key[:2], repeat), {})
+                        runs[line.label].append(_run(lm, plan, job, batch, line, draft, memory))
+                        tick()
+            yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
+        # A compiled program holds memory maps, of which a process may have 65,530 on Linux: the
+        # programs of all methods, batch sizes and lengths together are more.
+        jax.clear_caches()
 
 
 def machine(lm: api.LanguageModel) -> dict[str, Any]:
