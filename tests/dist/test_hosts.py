@@ -1,0 +1,174 @@
+"""The start of several processes: their places, what they compare, and jax.distributed for real."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxdecode.dist import hosts
+from jaxdecode.dist.hosts import Place
+from jaxdecode.errors import HostsError, InputError
+
+ROOT = Path(__file__).parents[2]
+# One process of a run: starts, sums over all devices of all processes, and says what it saw.
+PROCESS = """
+import sys
+from jaxdecode.dist import hosts
+from jaxdecode.errors import JaxdecodeError
+address, num, own, fact, timeout = sys.argv[1:]
+here = hosts.Place(coordinator=address, num_processes=int(num), process_id=int(own))
+try:
+    hosts.start(here, {"--temperature": fact}, timeout=float(timeout))
+except JaxdecodeError as error:
+    sys.exit(f"error: {error}")
+import jax, jax.numpy as jnp
+from jax.experimental import multihost_utils
+sum = multihost_utils.process_allgather(jnp.int32(jax.process_index() + 1)).sum()
+print(jax.process_count(), jax.device_count(), jax.local_device_count(), sum)
+"""
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def process(*args: object) -> subprocess.Popen:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
+    }
+    command = [sys.executable, "-c", PROCESS, *map(str, args)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ends(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    found = [(*one.communicate(timeout=100), one.returncode) for one in started]
+    return [
+        (code, out.strip().splitlines()[-1:] and out.strip().splitlines()[-1] or "", err)
+        for out, err, code in found
+    ]
+
+
+def test_two_processes_are_one_machine_to_jax():
+    address = free_address()
+    found = ends([process(address, 2, i, "0", 60) for i in (1, 0)])
+    assert [(code, out) for code, out, _ in found] == [(0, "2 8 4 3")] * 2, found
+
+
+@pytest.mark.parametrize("alone", [0, 1])
+def test_one_of_two_ends_with_an_error_in_time(alone):
+    begin = time.monotonic()
+    ((code, _, err),) = ends([process(free_address(), 2, alone, "0", 1)])
+    assert time.monotonic() - begin < 10  # 1.5 s on a free machine
+    assert code == 1 and err.count("\n") == 1
+    wanted = (
+        "1 of 2 processes joined in time (1 s); missing: process 1"
+        if alone == 0
+        else ("process 1 on ")
+    )
+    assert err.startswith(f"error: {wanted}")
+
+
+def test_differing_options_end_both_before_jax_starts():
+    address = free_address()
+    found = ends([process(address, 2, i, f"0.{i}", 60) for i in (0, 1)])
+    for code, out, err in found:
+        assert (code, out) == (1, "")
+        assert err.startswith("error: --temperature differs: 0.0 on process 0 on ")
+        assert ", 0.1 on process 1 on " in err and err.count("\n") == 1
+
+
+def test_other_code_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(hosts, "_package_folder", lambda name: tmp_path / name)
+    for name in ("jaxdecode", "pallas_kernels"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("x = 1\n")
+    before = hosts.code_digest()
+    assert before == hosts.code_digest()
+    (tmp_path / "jaxdecode" / "notes.txt").write_text("no code")
+    assert before == hosts.code_digest()
+    (tmp_path / "pallas_kernels" / "a.py").write_text("x = 2\n")
+    changed = hosts.code_digest()
+    (tmp_path / "pallas_kernels" / "a.py").rename(tmp_path / "pallas_kernels" / "b.py")
+    assert len({before, changed, hosts.code_digest()}) == 3
+
+
+def test_facts_have_code_and_versions():
+    hosts.code_facts.cache_clear()
+    facts = hosts.code_facts()
+    assert list(facts) == ["the code of jaxdecode", "the version of jax", "the version of Python"]
+    assert hosts.code_digest()[:12] in facts["the code of jaxdecode"]
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "TPU_", "KUBERNETES_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def slurm(no_cluster, monkeypatch):
+    names = {
+        "JOB_ID": 4096,
+        "STEP_NODELIST": "node[007-009]",
+        "NTASKS": 3,
+        "PROCID": 2,
+        "LOCALID": 0,
+    }
+    for name, value in names.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+def test_a_lone_process_has_nobody_to_meet(no_cluster):
+    assert hosts.place() == Place()
+    hosts.preflight(hosts.place(), {}, timeout=0.1)
+    hosts.start(hosts.place(), {}, timeout=0.1)
+
+
+def test_the_environment_says_where_a_process_stands(slurm):
+    assert hosts.place() == Place(process_id=2, num_processes=3, coordinator="node007:61440")
+    given = hosts.place(coordinator="10.0.0.1:99")
+    assert given == Place(process_id=2, num_processes=3, coordinator="10.0.0.1:99")
+
+
+def test_what_is_given_wins_over_the_environment(slurm):
+    assert hosts.place(num_processes=2, process_id=1) == Place(process_id=1, num_processes=2)
+
+
+def test_an_environment_that_does_not_answer_is_an_error(slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "many")
+    with pytest.raises(HostsError, match="does not tell this process its place"):
+        hosts.place()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_processes": 2, "process_id": 2}, "process id 2 is out of range; with 2 processes"),
+        ({"num_processes": 2, "process_id": -1}, "from 0 to 1"),
+        ({"num_processes": 0, "process_id": 0}, "0 processes are too few"),
+        ({"num_processes": 2}, "got 2 and None"),
+        ({"process_id": 1}, "got None and 1"),
+        ({"coordinator": "a:1"}, "got None and None"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "'a' is not of the form"),
+        ({"coordinator": "a:0", "num_processes": 2, "process_id": 0}, "'a:0' is not of the form"),
+    ],
+)
+def test_places_that_cannot_be(no_cluster, given, message):
+    with pytest.raises(InputError) as caught:
+        hosts.place(**given)
+    assert message in str(caught.value)
+
+
+def test_several_processes_need_a_coordinator_to_start():
+    with pytest.raises(InputError, match="2 processes need a coordinator"):
+        hosts.start(Place(num_processes=2), {})
