@@ -67,7 +67,7 @@ def test_two_processes_are_one_machine_to_jax():
 def test_one_of_two_ends_with_an_error_in_time(alone):
     begin = time.monotonic()
     ((code, _, err),) = ends([process(free_address(), 2, alone, "0", 1)])
-    assert time.monotonic() - begin < 10  # 1.5 s on a free machine
+    assert time.monotonic() - begin < 30  # 1.3 s on a free machine
     assert code == 1 and err.count("\n") == 1
     wanted = (
         "1 of 2 processes joined in time (1 s); missing: process 1"
