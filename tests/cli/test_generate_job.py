@@ -216,9 +216,9 @@ def environment(tmp_path):
 
 
 @pytest.fixture
-def start(environment, prompts):
-    """Starts one of two processes of a run."""
-    started = []
+def start(environment, tmp_path):
+    """Starts one of two processes of a run over the prompts that the test has written."""
+    started, prompts = [], tmp_path / "prompts.jsonl"
 
     def run(out, process_id, *args) -> subprocess.Popen:
         place = ("--processes", 2, "--process-id", process_id)
@@ -246,7 +246,7 @@ def free_address() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_one_of_two_ends_with_an_error_in_time(start, tmp_path):
+def test_one_of_two_ends_with_an_error_in_time(start, prompts, tmp_path):
     begin = time.monotonic()
     alone = start(tmp_path / "out", 0, "--coordinator", free_address(), "--join-timeout", 1)
     _, err = alone.communicate(timeout=60)
@@ -255,7 +255,7 @@ def test_one_of_two_ends_with_an_error_in_time(start, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_hosts_with_other_options_do_not_start(start, tmp_path):
+def test_hosts_with_other_options_do_not_start(start, prompts, tmp_path):
     join = ("--coordinator", free_address(), "--join-timeout", 60)
     both = [start(tmp_path / "out", i, *join, "--seed", i) for i in (0, 1)]
     for process in both:
