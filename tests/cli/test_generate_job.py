@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from jaxdecode import api
 from tests.cli.conftest import TINY
+from tests.dist.ports import free_address
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "import sys; from jaxdecode.cli.main import main; sys.exit(main())"
@@ -239,11 +239,6 @@ def start(environment, tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def test_one_of_two_ends_with_an_error_in_time(start, prompts, tmp_path):

@@ -1,7 +1,6 @@
 """The start of several processes: their places, what they compare, and jax.distributed for real."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 from jaxdecode.dist import hosts
 from jaxdecode.dist.hosts import Place
 from jaxdecode.errors import HostsError, InputError
+from tests.dist.ports import free_address
 
 ROOT = Path(__file__).parents[2]
 # One process of a run: starts, sums over all devices of all processes, and says what it saw.
@@ -32,11 +32,6 @@ print(jax.process_count(), jax.device_count(), jax.local_device_count(), sum)
 """
 
 
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
-
-
 def process(*args: object) -> subprocess.Popen:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -50,11 +45,12 @@ def process(*args: object) -> subprocess.Popen:
 
 
 def ends(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    found = [(*one.communicate(timeout=100), one.returncode) for one in started]
-    return [
-        (code, out.strip().splitlines()[-1:] and out.strip().splitlines()[-1] or "", err)
-        for out, err, code in found
-    ]
+    """Exit code, last line of stdout (Gloo writes there too) and stderr of each."""
+    found = []
+    for one in started:
+        out, err = one.communicate(timeout=100)
+        found.append((one.returncode, out.strip().rpartition("\n")[2], err))
+    return found
 
 
 def test_two_processes_are_one_machine_to_jax():
