@@ -136,7 +136,7 @@ def read(folder: Path) -> Job:
 def _check_new(folder: Path) -> None:
     # Hidden ones may be another process that begins the same folder right now.
     others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if others and others != [JOB]:
+    if others and JOB not in others:
         raise InputError(
             f"{folder} holds other things ({', '.join(others[:3])}) and no {JOB}; choose a new or "
             "empty folder."
@@ -186,7 +186,11 @@ def claim(job: Job, process_id: int) -> Iterator[None]:
     Raises:
         InputError: such a process is at work.
     """
-    with (job.folder / _LOCK).open("a+b") as file:
+    try:
+        file = (job.folder / _LOCK).open("a+b")
+    except OSError as error:
+        raise InputError(f"{job.folder} cannot be written ({error.strerror}).") from error
+    with file:
         try:
             # One byte per process id; the system takes the lock back however a process ends.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, process_id)

@@ -155,6 +155,18 @@ def test_many_begin_at_once_and_one_wins(tmp_path):
     assert names(tmp_path / "out") == ["job.json"]
 
 
+def test_one_that_comes_late_finds_parts_already(tmp_path, monkeypatch):
+    real = jobs._check_new
+
+    def meanwhile(folder):
+        monkeypatch.setattr(jobs, "_check_new", real)
+        fill(begin(folder), [0])
+        real(folder)
+
+    monkeypatch.setattr(jobs, "_check_new", meanwhile)
+    assert jobs.missing(begin(tmp_path)) == [1, 2, 3]
+
+
 def test_file_systems_without_links(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EPERM, "Operation not permitted")

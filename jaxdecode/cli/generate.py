@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from tyro.conf import UseAppendAction, arg
@@ -25,6 +25,7 @@ from jaxdecode.errors import InputError
 
 if TYPE_CHECKING:
     from jaxdecode.api import Generation, LanguageModel
+    from jaxdecode.options import Prompt
 
 # `constructor=str`: otherwise the word None on the command line would mean no text.
 _Text = Annotated[str | None, arg(metavar="TEXT", constructor=str, help_behavior_hint="")]
@@ -218,7 +219,7 @@ class Generate:
         self,
         lm: "LanguageModel",
         draft: "LanguageModel | None",
-        prompts: list[list[int]],
+        prompts: "Sequence[Prompt]",
         progress: Callable[[int], None] | None,
         options: dict[str, Any],
     ) -> "Generation":

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from jaxdecode.jobs import Job
 
 # Fields of the command that do not change the results, besides those of `_JOB_FIELDS`.
-_NO_SETTINGS = frozenset(
-    ("prompt", "message", "batch_size", "json", "stream", "out", "overwrite", "progress")
-    + ("accept_terms", "debug")
+_NO_SETTINGS = (
+    *("prompt", "message", "batch_size", "json", "stream", "out", "overwrite", "progress"),
+    *("accept_terms", "debug"),
 )
 # Of digests, enough to tell files apart.
 _DIGITS = 16
@@ -31,7 +31,8 @@ _JOB_FIELDS = ("processes", "process_id", "coordinator", "join_timeout")
 
 def asked_for(command: "Generate") -> bool:
     """Whether results go to a folder, part by part; refuses what makes sense only then."""
-    if command.out is not None and (command.out.endswith("/") or Path(command.out).is_dir()):
+    out = command.out
+    if out is not None and (out.endswith("/") or Path(out).expanduser().is_dir()):
         return True
     for name in _JOB_FIELDS:
         if getattr(command, name) is not None:
@@ -138,12 +139,15 @@ def _decode(
     command: "Generate", job: "Job", parts: list[int], lines: list[PromptLine], title: str
 ) -> tuple[int, int]:
     """Decodes parts; returns how many prompts and new tokens there were."""
+    import numpy as np
+
     from jaxdecode import jobs
 
     lm = command.load(command.model)
     draft = None if command.draft is None else command.load(command.draft)
     mine = [[lines[i] for i in job.rows(number)] for number in parts]
-    prompts = [tokenize_all(lm, rows) for rows in mine]
+    # As arrays: lists of millions of tokens would fill the memory.
+    prompts = [[np.asarray(row, np.int32) for row in tokenize_all(lm, rows)] for rows in mine]
     num_prompts, num_tokens = sum(map(len, mine)), 0
     with run_bar(f"{title} prompts".strip(), num_prompts, show_progress(command.progress)) as tick:
         for number, rows, tokens in zip(parts, mine, prompts, strict=True):

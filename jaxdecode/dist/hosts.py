@@ -21,6 +21,7 @@ from jaxdecode.paths import config_dir
 
 # Hosts of a pod get their command within seconds of each other; a minute more for slow imports.
 TIMEOUT_SECONDS = 120.0
+_SOURCES = (".py", ".yaml", ".json")
 _PACKAGES = ("jaxdecode", "pallas_kernels")
 
 
@@ -166,20 +167,18 @@ def code_digest() -> str:
     for name, root in roots.items():
         if root is None:
             continue
-        for path in sorted(path for path in root.rglob("*") if _is_source(path)):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{name}/{path.relative_to(root).as_posix()} {content}\n".encode())
+        for path in sorted(root.rglob("*")):
+            inside = path.relative_to(root)
+            # The copy of the configs in a wheel counts once, as configs.
+            if path.suffix in _SOURCES and inside.parts[0] != "_configs":
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{name}/{inside.as_posix()} {content}\n".encode())
     return digest.hexdigest()
 
 
 def _package_folder(name: str) -> Path | None:
     spec = importlib.util.find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
-
-
-def _is_source(path: Path) -> bool:
-    # The copy of configs/ inside a wheel counts once, as configs.
-    return path.suffix in (".py", ".yaml", ".json") and "_configs" not in path.parts
 
 
 def _address(coordinator: str) -> tuple[str, int]:

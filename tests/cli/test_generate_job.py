@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxdecode
 from jaxdecode import api
 from tests.cli.conftest import TINY
 from tests.dist.ports import free_address
@@ -137,7 +138,14 @@ def test_a_complete_folder_costs_nothing_more(generate, tmp_path, request):
     assert (out / "results.jsonl").stat().st_mtime_ns == before
 
 
-def test_other_options_or_files_are_refused(generate, cli, checkpoint, jsonl, tmp_path):
+def test_other_code_is_refused(generate, tmp_path, monkeypatch):
+    generate("--out", f"{tmp_path}/out/", "--processes", 2, "--process-id", 0)
+    monkeypatch.setattr(jaxdecode, "__version__", "99")
+    refused = generate("--out", f"{tmp_path}/out/")
+    assert refused.code == 2 and 'and is now "99"' in refused.err
+
+
+def test_other_options_or_files_are_refused(generate, cli, checkpoint, tmp_path):
     out = tmp_path / "out"
     generate("--out", f"{out}/", "--processes", 2, "--process-id", 0)
     for args, name in [
