@@ -29,7 +29,7 @@ def main(
     """
     begin = time.perf_counter()
     try:
-        here = hosts.place(
+        here = hosts.this_process(
             coordinator=coordinator,
             num_processes=processes,
             process_id=process_id,

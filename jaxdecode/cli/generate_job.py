@@ -16,7 +16,7 @@ from jaxdecode.errors import InputError
 if TYPE_CHECKING:
     from jaxdecode.api import Generation
     from jaxdecode.cli.generate import Generate
-    from jaxdecode.dist.hosts import Place
+    from jaxdecode.dist.hosts import Process
     from jaxdecode.jobs import Job
 
 # Fields of the command that do not change the results, besides those of `_JOB_FIELDS`.
@@ -109,13 +109,13 @@ def _environment() -> dict[str, Any]:
     return {**versions, "backend": jax.default_backend()}
 
 
-def _meet(command: "Generate", settings: dict[str, Any]) -> "Place":
+def _meet(command: "Generate", settings: dict[str, Any]) -> "Process":
     """Finds this process's place, and the other processes if they have a coordinator."""
     from jaxdecode.dist import hosts
 
     timeout = hosts.TIMEOUT_SECONDS if command.join_timeout is None else command.join_timeout
     checks.number("--join-timeout", timeout, "a number of seconds > 0", lambda x: x > 0)
-    here = hosts.place(
+    here = hosts.this_process(
         coordinator=command.coordinator,
         num_processes=command.processes,
         process_id=command.process_id,
@@ -131,7 +131,7 @@ def _meet(command: "Generate", settings: dict[str, Any]) -> "Place":
     return here
 
 
-def _title(here: "Place") -> str:
+def _title(here: "Process") -> str:
     return f"process {here.process_id} of {here.num_processes}" if here.num_processes > 1 else ""
 
 
@@ -167,7 +167,7 @@ def _json_lines(command: "Generate", rows: range, result: "Generation") -> Itera
 
 
 def _report(
-    command: "Generate", job: "Job", here: "Place", done: tuple[int, int], seconds: float
+    command: "Generate", job: "Job", here: "Process", done: tuple[int, int], seconds: float
 ) -> None:
     from jaxdecode import jobs
 

@@ -1,7 +1,7 @@
 """Start-up of several processes that refuses to hang: who takes part, do they agree, then JAX.
 
-`place` finds out which process this is, `preflight` meets the others and compares what must agree,
-and `start` also joins them in `jax.distributed`, so that meshes can span all their devices.
+`this_process` finds out which process this is, `preflight` meets the others and compares what must
+agree, and `start` also joins them in `jax.distributed`, so that meshes can span all their devices.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import functools
 import hashlib
 import importlib.util
 import platform
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ _PACKAGES = ("jaxdecode", "pallas_kernels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class Process:
     """One process among those of a run.
 
     Attributes:
@@ -52,13 +51,13 @@ class Place:
             _address(self.coordinator)
 
 
-def place(
+def this_process(
     *,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout: float = TIMEOUT_SECONDS,
-) -> Place:
+) -> Process:
     """Which process this is: as given, or as JAX sees from the environment (TPU pods, SLURM, ...).
 
     With nothing given and no such environment it is the only one. A number of processes and an id
@@ -75,23 +74,23 @@ def place(
         HostsError: the environment is there but does not answer.
     """
     if num_processes is not None and process_id is not None:
-        return Place(process_id=process_id, num_processes=num_processes, coordinator=coordinator)
+        return Process(process_id=process_id, num_processes=num_processes, coordinator=coordinator)
     given = (coordinator, num_processes, process_id)
     found = _detect(*given, timeout)
     if found == (None, None, None):
-        return Place()
+        return Process()
     if found[1] is None or found[2] is None:
         raise InputError(
             "this is no environment that tells a process its place, so give the number of "
             f"processes and the process id; got {num_processes} and {process_id}."
         )
-    return Place(process_id=found[2], num_processes=found[1], coordinator=found[0])
+    return Process(process_id=found[2], num_processes=found[1], coordinator=found[0])
 
 
-def preflight(here: Place, facts: Mapping[str, str], *, timeout: float = TIMEOUT_SECONDS) -> None:
+def preflight(here: Process, facts: Mapping[str, str], *, timeout: float = TIMEOUT_SECONDS) -> None:
     """Returns once all processes are there, with equal facts and equal code.
 
-    It uses plain sockets and touches no device, so it never waits longer than `timeout`. A place
+    It uses plain sockets and touches no device, so it never waits longer than `timeout`. A process
     without a coordinator, or alone, has nobody to meet.
 
     Args:
@@ -113,7 +112,7 @@ def preflight(here: Place, facts: Mapping[str, str], *, timeout: float = TIMEOUT
     rendezvous.meet(_address(here.coordinator), member, timeout)
 
 
-def start(here: Place, facts: Mapping[str, str], *, timeout: float = TIMEOUT_SECONDS) -> None:
+def start(here: Process, facts: Mapping[str, str], *, timeout: float = TIMEOUT_SECONDS) -> None:
     """`preflight`, then `jax.distributed.initialize`; call it before any computation.
 
     From then on the processes share their fate: when one dies, JAX ends the others.
@@ -195,8 +194,8 @@ def _detect(
 ) -> tuple[str | None, int | None, int | None]:
     """The three values, those not given filled in by JAX's detection of clusters.
 
-    JAX offers it only inside `jax.distributed.initialize`, too late for a preflight; this is the one
-    place that reaches for its private part.
+    JAX offers it only inside `jax.distributed.initialize`, too late for a preflight; this is the
+    one function that reaches for its private part.
     """
     try:
         from jax._src.clusters import ClusterEnv

@@ -14,7 +14,6 @@ RANKS = {
     "paths": 0,
     "dist": 0.8,
     "core": 1,
-    "dist": 1.2,
     "sampling": 2,
     "models": 3,
     "caches": 4,

@@ -116,9 +116,13 @@ def test_an_id_given_twice(address):
 
 def test_another_number_of_processes(address):
     told = outcomes(address, member(0, 2), member(2, 3))
-    assert told[0] == told[1] == (
-        "the number of processes differs: process 0 on host0 expects 2, process 2 on host2 "
-        "expects 3."
+    assert (
+        told[0]
+        == told[1]
+        == (
+            "the number of processes differs: process 0 on host0 expects 2, process 2 on host2 "
+            "expects 3."
+        )
     )
 
 
