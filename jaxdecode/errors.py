@@ -33,6 +33,10 @@ class DestinationExistsError(CheckpointError, FileExistsError):
     """The destination exists; nothing is overwritten without being asked."""
 
 
+class HostsError(JaxdecodeError):
+    """Processes of one run are missing, or disagree on something they must share."""
+
+
 class DownloadError(JaxdecodeError):
     """A model file could not be fetched or does not have the expected hash."""
 

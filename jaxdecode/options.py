@@ -15,7 +15,7 @@ from jaxdecode.errors import InputError
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.sampling.stop import compile_stop
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
+Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
 # Room for the end-of-sequence ids of a tokenizer and the caller's own; a fixed size keeps the
 # compiled program the same.
 NUM_STOP_TOKENS = 16

@@ -1,12 +1,15 @@
 """What several commands share: option types, the compilation cache, JSON and plain tables."""
 
+import ast
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Annotated, Any
 
 import tyro
+
+from jaxdecode.errors import InputError
 
 # The empty hint keeps "(default: False)" out of the help of every flag.
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
@@ -39,6 +42,37 @@ def use_compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+
+
+def set_options(items: Iterable[str], flags: Container[str]) -> dict[str, Any]:
+    """What --set gives, with values read as Python literals where they are some.
+
+    Args:
+        items: NAME=VALUE each.
+        flags: names that are flags of the command, so not for --set.
+
+    Raises:
+        InputError: not of that form, a flag, or given twice.
+    """
+    options: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise InputError(f"--set {item!r} is not of the form NAME=VALUE.")
+        if name in flags:
+            raise InputError(f"--set {item!r}: use --{name.replace('_', '-')} for this option.")
+        if name in options:
+            raise InputError(f"--set {name}=... is given twice.")
+        options[name] = _literal(value)
+    return options
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

@@ -1,33 +1,40 @@
 """`jaxdecode generate`: prompts in, text or JSON lines out."""
 
-import ast
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from tyro.conf import UseAppendAction, arg
 
+from jaxdecode.cli import generate_job
 from jaxdecode.cli.common import (
     AcceptTerms,
     Debug,
     Flag,
     Overwrite,
     note,
+    set_options,
     show_progress,
     use_compile_cache,
 )
-from jaxdecode.cli.output import open_output, progress_bar
+from jaxdecode.cli.output import open_output, progress_bar, record
 from jaxdecode.cli.prompts import PromptLine, read_prompts, tokenize_all
 from jaxdecode.errors import InputError
 
 if TYPE_CHECKING:
     from jaxdecode.api import Generation, LanguageModel
+    from jaxdecode.options import Prompt
 
 # `constructor=str`: otherwise the word None on the command line would mean no text.
 _Text = Annotated[str | None, arg(metavar="TEXT", constructor=str, help_behavior_hint="")]
 _File = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
+_OUT_HELP = (
+    "Write results to this file, which appears when all are there, instead of stdout. A folder "
+    "(ends with /, or exists) takes the JSON lines of --prompts part by part; the same command "
+    "goes on where a killed one ended, and several processes can share the work."
+)
 _PROMPTS_HELP = (
     'JSONL file, or - for stdin. Each line is an object with one of "prompt": text, '
     '"messages": [{"role": ..., "content": ...}, ...] and "tokens": [...], and perhaps "seed".'
@@ -39,7 +46,8 @@ class Generate:
     """Continue prompts with a model.
 
     Give one of --prompt, --message and --prompts.
-    Text goes to stdout and statistics to stderr; with --json, one line per result on stdout.
+    Text goes to stdout and statistics to stderr; with --json, one line per result on stdout, or one
+    for all if --out is a folder.
     """
 
     model: Annotated[str, arg(metavar="NAME_OR_PATH")]
@@ -89,9 +97,18 @@ class Generate:
     """Add the log-probability of every new token to the JSON lines."""
     stream: Flag = False
     """Print the text of the one prompt while it is made."""
-    out: _File = None
-    """Write results to this file, which appears when all are there, instead of stdout."""
+    out: Annotated[_File, arg(metavar="FILE_OR_FOLDER", help=_OUT_HELP)] = None
     overwrite: Overwrite = False
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Processes that share the prompts; by default as TPU pods, SLURM and the like say."""
+    process_id: Annotated[int | None, arg(metavar="I", help_behavior_hint="")] = None
+    """Which of the processes this is, from 0."""
+    coordinator: Annotated[
+        str | None, arg(metavar="HOST:PORT", constructor=str, help_behavior_hint="")
+    ] = None
+    """Where process 0 waits for the others, to see that all are there and agree."""
+    join_timeout: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="")] = None
+    """How long the processes wait for each other; 120 unless given."""
     progress: Flag = False
     """Show progress even if stderr is no terminal."""
     accept_terms: AcceptTerms = False
@@ -101,15 +118,17 @@ class Generate:
         """Executes the command; returns the exit code."""
         lines = self._lines()
         self._check(lines)
+        if generate_job.asked_for(self):
+            return generate_job.run(self, lines)
         with open_output(self.out, overwrite=self.overwrite) as out:
             use_compile_cache()
             from jaxdecode import resolve
 
             # Before a model is fetched and loaded: wrong values should not cost minutes.
-            resolve.split(self.method, self._options([line.seed for line in lines]))
+            resolve.split(self.method, self.options([line.seed for line in lines]))
             resolve.check_draft(self.method, given=self.draft is not None)
-            lm = self._load(self.model)
-            draft = None if self.draft is None else self._load(self.draft)
+            lm = self.load(self.model)
+            draft = None if self.draft is None else self.load(self.draft)
             if self.stream:
                 self._stream(lm, draft, lines[0], out)
             else:
@@ -132,7 +151,7 @@ class Generate:
             raise InputError(f"--batch-size {self.batch_size} is out of range; it must be >= 1.")
         if self.n < 1:
             raise InputError(f"--n {self.n} is out of range; it must be >= 1.")
-        if self.logprobs and not self.json:
+        if self.logprobs and not (self.json or generate_job.asked_for(self)):
             raise InputError("--logprobs are part of the JSON lines; add --json.")
         if self.stream and (self.json or self.out is not None):
             raise InputError("--stream prints plain text to stdout; leave out --json and --out.")
@@ -141,7 +160,8 @@ class Generate:
                 f"--stream takes one prompt and one sample, got {len(lines)} and {self.n}."
             )
 
-    def _options(self, seeds: list[int | None]) -> dict[str, Any]:
+    def options(self, seeds: list[int | None]) -> dict[str, Any]:
+        """Options of `jaxdecode.generate` for prompts with these seeds of their own."""
         return {
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
@@ -153,26 +173,11 @@ class Generate:
             "ignore_eos": self.ignore_eos,
             "seed": [self.seed if seed is None else seed for seed in seeds],
             **({} if self.num_draft is None else {"num_draft": self.num_draft}),
-            **self._set_options(),
+            **set_options(self.set, {field.name for field in dataclasses.fields(self)}),
         }
 
-    def _set_options(self) -> dict[str, Any]:
-        """What --set gives, with values read as Python literals where they are some."""
-        options: dict[str, Any] = {}
-        flags = {field.name for field in dataclasses.fields(self)}
-        for item in self.set:
-            name, equals, value = item.partition("=")
-            name = name.strip().replace("-", "_")
-            if not equals or not name:
-                raise InputError(f"--set {item!r} is not of the form NAME=VALUE.")
-            if name in flags:
-                raise InputError(f"--set {item!r}: use --{name.replace('_', '-')} for this option.")
-            if name in options:
-                raise InputError(f"--set {name}=... is given twice.")
-            options[name] = _literal(value)
-        return options
-
-    def _load(self, name: str) -> "LanguageModel":
+    def load(self, name: str) -> "LanguageModel":
+        """Loads a model as the flags say."""
         from jaxdecode import api
 
         begin = time.perf_counter()
@@ -198,10 +203,10 @@ class Generate:
         for first, batch in _sliced(prompts, max(self.batch_size // self.n, 1)):
             last = first + len(batch)
             title = f"prompts {first + 1} to {last} of {len(lines)}"
-            options = self._options([line.seed for line in lines[first:last]])
+            options = self.options([line.seed for line in lines[first:last]])
             total = len(batch) * self.n * self.max_new_tokens
             with progress_bar(title, total, show_progress(self.progress)) as progress:
-                result = self._generate(lm, draft, batch, progress, options)
+                result = self.decode(lm, draft, batch, progress, options)
             for row in range(len(result.tokens)):
                 self._write(result, row, done, len(lines) * self.n, out)
                 done += 1
@@ -210,14 +215,15 @@ class Generate:
             seconds = time.perf_counter() - begin
             note(f"{num_tokens} tokens in {seconds:.1f} s ({num_tokens / seconds:.1f} per second)")
 
-    def _generate(
+    def decode(
         self,
         lm: "LanguageModel",
         draft: "LanguageModel | None",
-        prompts: list[list[int]],
+        prompts: "Sequence[Prompt]",
         progress: Callable[[int], None] | None,
         options: dict[str, Any],
     ) -> "Generation":
+        """Decodes prompts with the method of the flags."""
         from jaxdecode import api
 
         return api.generate(
@@ -233,10 +239,8 @@ class Generate:
 
     def _write(self, result: "Generation", row: int, index: int, total: int, out: TextIO) -> None:
         if self.json:
-            record = _record(result, row, self.logprobs)
-            if self.n > 1:
-                record["sample"] = row % self.n
-            print(json.dumps(record), file=out, flush=True)
+            content = record(result, row, num_samples=self.n, logprobs=self.logprobs)
+            print(json.dumps(content), file=out, flush=True)
             return
         text = result.texts[row]
         if text is None:
@@ -252,7 +256,7 @@ class Generate:
 
         finished: list[Generation] = []
         prompt = tokenize_all(lm, [line])[0]
-        options = self._options([line.seed])
+        options = self.options([line.seed])
         begin, first = time.perf_counter(), None
         pieces = api.stream(
             lm, prompt, method=self.method, draft=draft, on_finish=finished.append, **options
@@ -267,32 +271,9 @@ class Generate:
         note(_stream_stats(finished[0].stats[0].num_tokens, begin, first or time.perf_counter()))
 
 
-def _literal(value: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
-
-
 def _sliced(items: list, size: int) -> Iterator[tuple[int, list]]:
     for first in range(0, len(items), size):
         yield first, items[first : first + size]
-
-
-def _record(result: "Generation", row: int, logprobs: bool) -> dict[str, Any]:
-    record = {
-        "tokens": result.tokens[row],
-        "text": result.texts[row],
-        "finish_reason": result.finish_reasons[row],
-    }
-    if logprobs:
-        record["logprobs"] = result.logprobs[row]
-    texts = [dataclasses.asdict(text) for text in result.alternatives[row]]
-    if texts:
-        record["alternatives"] = [
-            {key: text[key] for key in text if logprobs or key != "logprobs"} for text in texts
-        ]
-    return record | {"stats": dataclasses.asdict(result.stats[row])}
 
 
 def _stream_stats(num_tokens: int, begin: float, first: float) -> str:

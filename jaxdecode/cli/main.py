@@ -16,6 +16,7 @@ from jaxdecode.cli.convert import Convert
 from jaxdecode.cli.exactness import Exactness
 from jaxdecode.cli.generate import Generate
 from jaxdecode.cli.inspect import Inspect
+from jaxdecode.cli.merge import Merge
 from jaxdecode.cli.methods import Methods
 from jaxdecode.cli.models import Models
 from jaxdecode.cli.verify import Verify
@@ -28,6 +29,7 @@ _DESCRIPTION = (
 
 Command = (
     Annotated[Generate, subcommand("generate")]
+    | Annotated[Merge, subcommand("merge")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Models, subcommand("models")]
     | Annotated[Inspect, subcommand("inspect")]

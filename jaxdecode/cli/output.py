@@ -1,17 +1,19 @@
-"""Where results go: stdout or a file that appears whole; and the progress bar on stderr."""
+"""Where results go and how they look: stdout or a file that appears whole; progress on stderr."""
 
 import contextlib
-import os
-import secrets
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from jaxdecode.convert.atomic import atomic_file
 from jaxdecode.errors import DestinationExistsError, InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from jaxdecode.api import Generation
 
 
 @contextlib.contextmanager
@@ -27,20 +29,13 @@ def open_output(name: str | None, *, overwrite: bool, option: str = "--out") -> 
         return
     path = Path(name).expanduser()
     check_output(path, overwrite, option)
-    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        file = work.open("x", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{option} {name}: cannot be written ({error.strerror}).") from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(atomic_file(path))
+        except OSError as error:
+            raise InputError(f"{option} {name}: cannot be written ({error.strerror}).") from error
+        yield file
         check_output(path, overwrite, option)
-        work.replace(path)
-    finally:
-        work.unlink(missing_ok=True)
 
 
 def check_output(path: Path, overwrite: bool, option: str = "--out") -> None:
@@ -49,6 +44,26 @@ def check_output(path: Path, overwrite: bool, option: str = "--out") -> None:
         raise InputError(f"{option} {path}: exists and is not a file.")
     if path.exists() and not overwrite:
         raise DestinationExistsError(f"{option} {path} exists; choose another file or --overwrite.")
+
+
+def record(
+    result: "Generation", row: int, *, num_samples: int = 1, logprobs: bool = False
+) -> dict[str, Any]:
+    """What the JSON line of one row says."""
+    content = {
+        "tokens": result.tokens[row],
+        "text": result.texts[row],
+        "finish_reason": result.finish_reasons[row],
+    }
+    if logprobs:
+        content["logprobs"] = result.logprobs[row]
+    texts = [dataclasses.asdict(text) for text in result.alternatives[row]]
+    if texts:
+        content["alternatives"] = [
+            {key: text[key] for key in text if logprobs or key != "logprobs"} for text in texts
+        ]
+    content["stats"] = dataclasses.asdict(result.stats[row])
+    return content if num_samples == 1 else content | {"sample": row % num_samples}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all.
+"""Directories and files that appear whole or not at all.
 
 Everything is written into a hidden sibling, flushed to disk, and renamed. A writer holds a lock on
 its sibling for as long as it lives, so that the next writer can tell a leftover of a killed run
@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from jaxdecode.errors import CheckpointError, DestinationExistsError, InputError
 
@@ -66,6 +67,24 @@ def atomic_directory(dst: Path, *, overwrite: bool = False, num_bytes: int = 0) 
     finally:
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[TextIO]:
+    """Yields a hidden sibling that takes the place of `path` when the block ends without exception.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with work.open("x", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def _disk_full(dst: Path, num_bytes: int) -> CheckpointError:

@@ -35,7 +35,7 @@ def rows(tree: Any, mesh: Mesh | None, batch: int) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Host copies of arrays; of those that several processes share, every process gets the whole."""
+    """Host copies of arrays; every process gets the whole of those that several share."""
 
     def copy(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

@@ -32,7 +32,7 @@ _CACHE = ("rows", "kv_heads", None, None)
 
 
 def param_axes(name: str, ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of a parameter by its flat name; a stacked one has an axis of layers in front."""
+    """Logical axes of a parameter by its flat name; stacked ones have a layer axis in front."""
     found = next((axes for end, axes in _PARAMS.items() if name.endswith(end)), ())
     return (None,) * (ndim - len(found)) + found
 
@@ -109,7 +109,8 @@ def kv_copies(num_kv_heads: int, group_size: int, size: int) -> int:
     """
     copies = size // math.gcd(num_kv_heads, size)
     if group_size % copies:
-        fits = [n for n in range(1, num_kv_heads * group_size + 1) if _fits(num_kv_heads, group_size, n)]
+        sizes = range(1, num_kv_heads * group_size + 1)
+        fits = [n for n in sizes if _fits(num_kv_heads, group_size, n)]
         raise InputError(
             f"{num_kv_heads} KV heads with {group_size} query heads each cannot be split over "
             f"model={size}; use a model axis of {', '.join(map(str, fits))}."

@@ -21,6 +21,7 @@ RANKS = {
     "drafters": 5,
     "verifiers": 5,
     "convert": 6,
+    "jobs": 6.5,
     "options": 7,
     "engine": 7,
     "results": 8,

@@ -9,7 +9,7 @@ from jaxdecode.cli.main import main
 from jaxdecode.errors import CheckpointError
 
 COMMANDS = (
-    "generate", "convert", "models", "inspect", "verify", "methods", "bench", "exactness",
+    "generate", "merge", "convert", "models", "inspect", "verify", "methods", "bench", "exactness",
 )  # fmt: skip
 
 
