@@ -106,6 +106,7 @@ def load(
         raise InputError(f"layers={layers!r} is not known; use 'auto', 'list' or 'stacked'.")
     if copies not in ("auto", "all", "none"):
         raise InputError(f"copies={copies!r} is not known; use 'auto', 'all' or 'none'.")
+    mesh = meshes.make(mesh) if isinstance(mesh, str) else mesh
     path = download.resolve(str(model), accept_terms=accept_terms, progress=progress)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -117,7 +118,6 @@ def load(
         config = source.config
         params = decoder.nest(config, {name: jnp.asarray(array) for name, array in arrays})
     else:
-        mesh = meshes.make(mesh) if isinstance(mesh, str) else mesh
         config, params = _split(source.config, arrays, mesh)
     stacked = layers == "stacked" or (layers == "auto" and jax.default_backend() == "tpu")
     if copies == "all" and (stacked or mesh is not None):

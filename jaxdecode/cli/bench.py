@@ -13,8 +13,10 @@ from jaxdecode import checks
 from jaxdecode.cli.bench_table import print_tables
 from jaxdecode.cli.common import (
     AcceptTerms,
+    Attention,
     Debug,
     Flag,
+    MeshText,
     Overwrite,
     note,
     print_json,
@@ -66,6 +68,8 @@ class Bench:
     """Go on after the model's own end tokens, so that every prompt gives as many tokens."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto is float32 on CPU, else bfloat16."""
+    mesh: MeshText = None
+    attention: Attention = "auto"
     layers: Literal["auto", "list", "stacked"] = "auto"
     """stacked compiles many times faster and runs slower on CPU: for --check-only."""
     draft: Annotated[str | None, arg(metavar="NAME_OR_PATH", help_behavior_hint="")] = None
@@ -159,6 +163,8 @@ class Bench:
             dtype=None if self.dtype == "auto" else self.dtype,
             accept_terms=self.accept_terms,
             layers=self.layers,
+            mesh=self.mesh,
+            attention=self.attention,
             progress=show_progress(self.progress),
         )
 
@@ -181,6 +187,8 @@ class Bench:
             "model": self.model,
             "draft": self.draft,
             "layers": self.layers,
+            "mesh": self.mesh,
+            "attention": self.attention,
             "machine": bench.machine(lm),
             "plan": fields | {"lines": [line.label for line in plan.lines]},
             "prompts": prompts,

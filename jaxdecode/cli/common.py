@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Container, Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -19,6 +19,20 @@ AcceptTerms = Annotated[
 ]
 Overwrite = Annotated[Flag, tyro.conf.arg(help="Replace the destination if it exists.")]
 Debug = Annotated[Flag, tyro.conf.arg(help="Show the whole traceback of an error.")]
+_MESH_HELP = (
+    "Split the model over all devices: rows of a batch over data, heads, MLP and vocabulary over "
+    "model."
+)
+MeshText = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="data=N,model=M", constructor=str, help_behavior_hint="", help=_MESH_HELP
+    ),
+]
+Attention = Annotated[
+    Literal["auto", "xla", "tpu", "gpu"],
+    tyro.conf.arg(help="Who computes attention in decoding steps: XLA, or a kernel."),
+]
 CheckpointPath = Annotated[
     str,
     tyro.conf.Positional,

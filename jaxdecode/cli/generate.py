@@ -11,8 +11,10 @@ from tyro.conf import UseAppendAction, arg
 from jaxdecode.cli import generate_job
 from jaxdecode.cli.common import (
     AcceptTerms,
+    Attention,
     Debug,
     Flag,
+    MeshText,
     Overwrite,
     note,
     set_options,
@@ -91,6 +93,8 @@ class Generate:
     """Prompts decoded at once; results do not depend on it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto is float32 on CPU, else bfloat16."""
+    mesh: MeshText = None
+    attention: Attention = "auto"
     json: Flag = False
     """Print one JSON line per result: tokens, text, finish_reason, stats; with --n also sample."""
     logprobs: Flag = False
@@ -185,6 +189,8 @@ class Generate:
             name,
             dtype=None if self.dtype == "auto" else self.dtype,
             accept_terms=self.accept_terms,
+            mesh=self.mesh,
+            attention=self.attention,
             progress=show_progress(self.progress),
         )
         if not self.json:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Fields of the command that do not change the results, besides those of `_JOB_FIELDS`.
 _NO_SETTINGS = (
-    *("prompt", "message", "batch_size", "json", "stream", "out", "overwrite", "progress"),
-    *("accept_terms", "debug"),
+    *("prompt", "message", "batch_size", "mesh", "attention", "json", "stream", "out"),
+    *("overwrite", "progress", "accept_terms", "debug"),
 )
 # Of digests, enough to tell files apart.
 _DIGITS = 16

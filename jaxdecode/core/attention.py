@@ -80,24 +80,30 @@ def choose(impl: str, config: Any, mesh: Mesh | None) -> Backend:
     """The backend for a model.
 
     Args:
-        impl: "xla", "tpu", "gpu", or "auto": the kernel of this program's devices if it can serve
-            the model, else XLA.
+        impl: "xla", "tpu", "gpu", or "auto": the kernel of the devices if it can serve the model,
+            else XLA.
         config: the model's.
-        mesh: devices it is split over.
+        mesh: devices it is split over; None for this program's own.
 
     Raises:
         InputError: impl is not known.
-        UnsupportedError: the kernel asked for cannot serve this model; says why.
+        UnsupportedError: the kernel asked for is not for these devices, or cannot serve this
+            model; says why.
     """
     if impl not in IMPLS:
         raise InputError(f"attention={impl!r} is not known; use one of {', '.join(IMPLS)}.")
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    platform = "gpu" if platform == "cuda" else platform
     if impl == "auto":
-        own = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}.get(jax.default_backend(), "xla")
-        impl = "xla" if own == "xla" or refuses(own, config) else own
-    elif impl != "xla" and (reason := refuses(impl, config)):
-        raise UnsupportedError(
-            f"attention={impl!r} cannot serve this model: {reason}; use attention='xla'."
-        )
+        impl = platform if platform in IMPLS and not refuses(platform, config) else "xla"
+    elif impl != "xla":
+        reason = refuses(impl, config)
+        if impl != platform:
+            reason = f"it runs on {impl}, but the devices are {platform}"
+        if reason:
+            raise UnsupportedError(
+                f"attention={impl!r} cannot be used: {reason}; use attention='auto' or 'xla'."
+            )
     return Backend(impl=impl, mesh=mesh)  # type: ignore[arg-type]
 
 

@@ -36,9 +36,11 @@ def test_tokens_do_not_depend_on_who_computes_attention(method, stacked):
 
 def test_windows_are_refused_by_kernels_and_auto_takes_xla(monkeypatch):
     config = toys.gemma_like()
-    with pytest.raises(UnsupportedError, match="sliding window"):
+    with pytest.raises(UnsupportedError, match="runs on tpu, but the devices are cpu"):
         attention.choose("tpu", config, None)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(UnsupportedError, match="sliding window"):
+        attention.choose("tpu", config, None)
     assert attention.choose("auto", config, None).impl == "xla"
     assert attention.choose("auto", toys.config(), None).impl == "tpu"
 
