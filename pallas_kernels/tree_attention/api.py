@@ -1,5 +1,6 @@
 """Attention of new rows over a cache and over themselves: validates, chooses, pads, calls."""
 
+import importlib
 from typing import Any, Literal
 
 import jax
@@ -189,13 +190,7 @@ def _dispatch(
 
 def _kernel(impl: str) -> Any:
     """The module of a kernel, imported when it is asked for."""
-    if impl == "gpu":
-        from pallas_kernels.tree_attention import gpu
-
-        return gpu
-    from pallas_kernels.tree_attention import tpu
-
-    return tpu
+    return importlib.import_module(f"pallas_kernels.tree_attention.{impl}")
 
 
 def _choose(impl: Impl, sizes: Problem) -> Impl:

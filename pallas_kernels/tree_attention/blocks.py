@@ -27,7 +27,8 @@ class Device:
 
 @functools.cache
 def _devices() -> dict[str, Device]:
-    text = resources.files(__package__).joinpath("tuned/tpu.json").read_text(encoding="utf-8")
+    data = resources.files("pallas_kernels.tree_attention") / "tuned" / "tpu.json"
+    text = data.read_text(encoding="utf-8")
     return {kind: Device(**sizes) for kind, sizes in json.loads(text).items()}
 
 

@@ -116,9 +116,7 @@ def tree_attention(
     return call(*scalars, query, new_key, new_value, words, cached_key, cached_value)
 
 
-def _grid(
-    sizes: Problem, work: worklist.WorkList, heads: int
-) -> pltpu.PrefetchScalarGridSpec:
+def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.PrefetchScalarGridSpec:
     """Blocks of one grid step: `heads` KV heads of one item."""
     width, tile, block = sizes.head_dim, sizes.row_tile, work.page_block
 
@@ -248,7 +246,7 @@ def _partial_sums(weights: Float[Array, "R C"]) -> Float[Array, "R 128"]:
     rows, width = weights.shape
     if width % _LANES:
         return jnp.broadcast_to(weights.sum(-1, keepdims=True) / _LANES, (rows, _LANES))
-    return sum(weights[:, i : i + _LANES] for i in range(0, width, _LANES))
+    return functools.reduce(jnp.add, jnp.split(weights, width // _LANES, axis=1))
 
 
 def _below(limit: Int[Array, ""], x: Array, axis: int, other: float) -> Array:

@@ -18,7 +18,7 @@ RULES = {
 
 def items(work):
     """The items before `count`, as dicts."""
-    names = "row query_tile new_tile mask_tile page block kind limit edge".split()
+    names = ["row", "query_tile", "new_tile", "mask_tile", "page", "block", "kind", "limit", "edge"]
     columns = {name: np.asarray(getattr(work, name)) for name in names}
     return [{n: int(c[i]) for n, c in columns.items()} for i in range(int(work.count))]
 
@@ -45,9 +45,7 @@ def painted(work, *, batch, tiles, words=None, slots, page):
     return new, cache
 
 
-@pytest.mark.parametrize(
-    ("page", "block", "pages"), [(1000, 256, 1), (256, 128, 4), (128, 128, 3)]
-)
+@pytest.mark.parametrize(("page", "block", "pages"), [(1000, 256, 1), (256, 128, 4), (128, 128, 3)])
 def test_tree_items_cover_what_is_seen_once(page, block, pages):
     rng = np.random.default_rng(page)
     batch, rows, slots = 5, 40, page * pages
@@ -151,4 +149,6 @@ def test_words_are_those_of_the_mask_programs():
     np.testing.assert_array_equal(bits.unpack(packed, 45), sees)
     square = bits.unpack(bits.with_diagonal(packed), 64)
     np.testing.assert_array_equal(square[:, :45, :45], sees | np.eye(45, dtype=bool))
-    np.testing.assert_array_equal(square[:, 45:], np.broadcast_to(np.eye(64) > 0, (3, 64, 64))[:, 45:])
+    np.testing.assert_array_equal(
+        square[:, 45:], np.broadcast_to(np.eye(64) > 0, (3, 64, 64))[:, 45:]
+    )
