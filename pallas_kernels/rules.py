@@ -107,9 +107,15 @@ def canvas(rule: Rule, num_rows: int, *, row_tile: int = 256) -> Canvas:
                 mask.append(partial)
         first.append(len(column))
     tiles = [np.frombuffer(tile, np.uint32) for tile in words] or [_pack(np.eye(row_tile) > 0)]
-    lists = [np.asarray(x, np.int32) for x in (first, column, mask)]
-    stacked = np.stack([tile.reshape(row_tile // WORD, row_tile) for tile in tiles])
-    return Canvas(rule, num_rows, row_tile, *lists, stacked)
+    return Canvas(
+        rule=rule,
+        num_rows=num_rows,
+        row_tile=row_tile,
+        first=np.asarray(first, np.int32),
+        column=np.asarray(column, np.int32),
+        mask=np.asarray(mask, np.int32),
+        words=np.stack([tile.reshape(row_tile // WORD, row_tile) for tile in tiles]),
+    )
 
 
 def _rows(tile: int, size: int) -> np.ndarray:

@@ -4,6 +4,7 @@ A tile's new columns are picked and put in place by one product with a 0/1 matri
 each output is one input. The caches are updated in place, all layers in one call.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -57,29 +58,37 @@ def commit(
     """The kernel's call; arguments as in `reference.commit`."""
     layers, _, kv_heads, width, page = cached_key.shape
     rows, size = new_key.shape[4], min(page, _LANES)
+    # Where heads leave lanes empty, the compiler lays values out as [d, page], like keys; read so,
+    # the cache is not copied to another layout.
+    transposed = width % _LANES != 0
+    if transposed:
+        cached_value, new_value = cached_value.swapaxes(3, 4), new_value.swapaxes(3, 4)
     items, nodes, count = _plan(path, start, num, table, page=page, size=size)
     heads = _heads(kv_heads, width, rows, cached_key.dtype)
 
     def spec(shape, index):
-        return pl.BlockSpec(shape, lambda n, h, i, *refs: index(n, h, i, _Items(*refs)))
+        return pl.BlockSpec((1, 1, *shape), lambda n, h, i, *refs: index(n, h, i, _Items(*refs)))
 
-    key = spec((1, 1, heads, width, size), lambda n, h, i, s: (n, s.page[i], h, 0, s.tile[i]))
-    value = spec((1, 1, heads, size, width), lambda n, h, i, s: (n, s.page[i], h, s.tile[i], 0))
+    def new(*shape):
+        return spec((heads, *shape), lambda n, h, i, s: (n, s.row[i], h, 0, 0))
+
+    key = spec((heads, width, size), lambda n, h, i, s: (n, s.page[i], h, 0, s.tile[i]))
+    value = spec((heads, size, width), lambda n, h, i, s: (n, s.page[i], h, s.tile[i], 0))
+    caches = [key, key if transposed else value]
     grid_spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=len(_Items._fields),
         grid=(layers, kv_heads // heads, count),
         in_specs=[
-            spec((1, 1, size), lambda n, h, i, s: (i, 0, 0)),
-            spec((1, 1, heads, width, rows), lambda n, h, i, s: (n, s.row[i], h, 0, 0)),
-            spec((1, 1, heads, rows, width), lambda n, h, i, s: (n, s.row[i], h, 0, 0)),
-            key,
-            value,
+            spec((1, size), lambda n, h, i, s: (i, 0, 0, 0)),
+            new(width, rows),
+            new(*new_value.shape[3:]),
+            *caches,
         ],
-        out_specs=[key, value],
+        out_specs=caches,
     )
     first_cache = len(_Items._fields) + 3
     call = pl.pallas_call(
-        _kernel,
+        functools.partial(_kernel, value_slots=int(transposed)),
         out_shape=[_like(cached_key), _like(cached_value)],
         grid_spec=grid_spec,
         input_output_aliases={first_cache: 0, first_cache + 1: 1},
@@ -89,12 +98,13 @@ def commit(
         interpret=interpret,
         name="commit",
     )
-    return tuple(call(*items, nodes, new_key, new_value, cached_key, cached_value))
+    key, value = call(*items, nodes, new_key, new_value, cached_key, cached_value)
+    return key, value.swapaxes(3, 4) if transposed else value
 
 
 def _plan(
     path, start, num, table, *, page: int, size: int
-) -> tuple[_Items, Int[Array, "N 1 size"], Int[Array, ""]]:
+) -> tuple[_Items, Int[Array, "N 1 1 size"], Int[Array, ""]]:
     """Tiles that receive rows, and for each of their slots the new row, or -1."""
     start = start.astype(jnp.int32)
     num = jnp.minimum(jnp.minimum(num, path.shape[1]), page * table.shape[1] - start)
@@ -119,40 +129,39 @@ def _plan(
         hi=jnp.clip(start[row] + num[row] - base, lo, size),
     )
     # At least one step: an item without rows writes back what it read.
-    return items, jnp.where(taken, nodes, -1)[:, None], jnp.maximum(ends[-1], 1)
+    return items, jnp.where(taken, nodes, -1)[:, None, None], jnp.maximum(ends[-1], 1)
 
 
-def _kernel(*refs) -> None:
+def _kernel(*refs, value_slots: int) -> None:
+    """One tile. `value_slots` is the axis of slots in a head's values; keys have them last."""
     num_scalars = len(_Items._fields)
     items = _Items(*refs[:num_scalars])
     nodes, new_key, new_value, old_key, old_value, key, value = refs[num_scalars:]
     item = pl.program_id(2)
     lo, hi = items.lo[item], items.hi[item]
-    rows, size = new_key.shape[4], nodes.shape[2]
+    rows, size = new_key.shape[4], nodes.shape[3]
     node = jax.lax.broadcasted_iota(jnp.int32, (rows, size), 0)
-    chosen = (node == nodes[0]).astype(new_key.dtype)
+    chosen = (node == nodes[0, 0]).astype(new_key.dtype)
 
     def each_head(h, _):
-        picked = _dot(new_key[0, 0, h], chosen, 1)
-        key[0, 0, h] = _put(picked, old_key[0, 0, h], lo, hi, axis=1)
-        picked = _dot(chosen, new_value[0, 0, h], 0)
-        value[0, 0, h] = _put(picked, old_value[0, 0, h], lo, hi, axis=0)
+        key[0, 0, h] = _put(new_key[0, 0, h], old_key[0, 0, h], chosen, lo, hi, 1)
+        value[0, 0, h] = _put(new_value[0, 0, h], old_value[0, 0, h], chosen, lo, hi, value_slots)
 
     jax.lax.fori_loop(0, key.shape[2], each_head, None)
 
 
-def _dot(a: Array, b: Array, axis: int) -> Float[Array, "..."]:
-    """Product over an axis of a and the first of b; a sum with one term, so it is exact."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    contract = (((axis,), (0,)), ((), ()))
-    return jax.lax.dot_general(
-        a, b, contract, precision=precision, preferred_element_type=jnp.float32
+def _put(new: Array, old: Array, chosen: Float[Array, "T size"], lo, hi, slots: int) -> Array:
+    """The old tile with the chosen new rows in slots lo .. hi - 1 of its axis `slots`."""
+    precision = jax.lax.Precision.HIGHEST if new.dtype == jnp.float32 else None
+    operands, contract = ((new, chosen), (1, 0)) if slots else ((chosen, new), (0, 0))
+    picked = jax.lax.dot_general(
+        *operands,
+        (((contract[0],), (contract[1],)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
-
-
-def _put(new: Array, old: Array, lo: Array, hi: Array, *, axis: int) -> Array:
-    index = jax.lax.broadcasted_iota(jnp.int32, old.shape, axis)
-    return jnp.where((index >= lo) & (index < hi), new.astype(old.dtype), old)
+    index = jax.lax.broadcasted_iota(jnp.int32, old.shape, slots)
+    return jnp.where((index >= lo) & (index < hi), picked.astype(old.dtype), old)
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:

@@ -100,10 +100,12 @@ def tree_attention(
         pages = (1, 1, sizes.kv_heads)
         cached_key = jnp.zeros((*pages, sizes.head_dim, work.page_block), new_key.dtype)
         cached_value = jnp.zeros((*pages, work.page_block, sizes.head_dim), new_key.dtype)
+    if _slots_on_lanes(sizes):
+        cached_value = cached_value.swapaxes(3, 4)
     heads = tuned.heads(sizes, blocks)
     axes = jax.typeof(query).manual_axis_type
     call = pl.pallas_call(
-        functools.partial(_kernel, heads=heads),
+        functools.partial(_kernel, heads=heads, slots=int(_slots_on_lanes(sizes))),
         out_shape=jax.ShapeDtypeStruct(query.shape, out_dtype, manual_axis_type=axes),
         grid_spec=_grid(sizes, work, heads),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
@@ -116,6 +118,14 @@ def tree_attention(
     return call(*scalars, query, new_key, new_value, words, cached_key, cached_value)
 
 
+def _slots_on_lanes(sizes: Problem) -> bool:
+    """Whether the compiler lays values out as [d, page]: it does where d would leave lanes empty.
+
+    Read so, they are not copied to another layout on every call.
+    """
+    return sizes.head_dim % _LANES != 0
+
+
 def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.PrefetchScalarGridSpec:
     """Blocks of one grid step: `heads` KV heads of one item."""
     width, tile, block = sizes.head_dim, sizes.row_tile, work.page_block
@@ -126,6 +136,12 @@ def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.Prefetch
     query = spec(
         (1, heads, sizes.group, tile, width), lambda h, i, s: (s.row[i], h, 0, s.query_tile[i], 0)
     )
+    page_key = spec(
+        (1, 1, heads, width, block), lambda h, i, s: (s.layer[0], s.page[i], h, 0, s.block[i])
+    )
+    page_value = spec(
+        (1, 1, heads, block, width), lambda h, i, s: (s.layer[0], s.page[i], h, s.block[i], 0)
+    )
     rows = heads, sizes.group * tile
     return pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=len(_Scalars._fields),
@@ -135,14 +151,8 @@ def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.Prefetch
             spec((1, heads, width, tile), lambda h, i, s: (s.row[i], h, 0, s.new_tile[i])),
             spec((1, heads, tile, width), lambda h, i, s: (s.row[i], h, s.new_tile[i], 0)),
             spec((1, tile // bits.WORD, tile), lambda h, i, s: (s.mask_tile[i], 0, 0)),
-            spec(
-                (1, 1, heads, width, block),
-                lambda h, i, s: (s.layer[0], s.page[i], h, 0, s.block[i]),
-            ),
-            spec(
-                (1, 1, heads, block, width),
-                lambda h, i, s: (s.layer[0], s.page[i], h, s.block[i], 0),
-            ),
+            page_key,
+            page_key if _slots_on_lanes(sizes) else page_value,
         ],
         out_specs=query,
         scratch_shapes=[
@@ -153,7 +163,8 @@ def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.Prefetch
     )
 
 
-def _kernel(*refs, heads: int) -> None:
+def _kernel(*refs, heads: int, slots: int) -> None:
+    """One item. `slots` is the axis of slots in a head's cached values."""
     num_scalars = len(_Scalars._fields)
     work = _Scalars(*refs[:num_scalars])
     query, new_key, new_value, words, page_key, page_value, out, *state = refs[num_scalars:]
@@ -191,7 +202,8 @@ def _kernel(*refs, heads: int) -> None:
     def _cache_full():
         @each_head
         def _(h):
-            _accumulate(_scores(query[0, h], page_key[0, 0, h]), page_value[0, 0, h], h, *state)
+            scores = _scores(query[0, h], page_key[0, 0, h])
+            _accumulate(scores, page_value[0, 0, h], h, *state, slots=slots)
 
     @pl.when(kind == worklist.CACHE_LIMIT)
     def _cache_limit():
@@ -201,7 +213,8 @@ def _kernel(*refs, heads: int) -> None:
         def _(h):
             # Past the limit lies anything, NaN included: a zero weight would not silence it.
             scores = _below(limit, _scores(query[0, h], page_key[0, 0, h]), 1, -jnp.inf)
-            _accumulate(scores, _below(limit, page_value[0, 0, h], 0, 0), h, *state)
+            value = _below(limit, page_value[0, 0, h], slots, 0)
+            _accumulate(scores, value, h, *state, slots=slots)
 
     @pl.when(edge & worklist.LAST != 0)
     def _finish():
@@ -217,13 +230,17 @@ def _scores(query: Float[Array, "G T d"], key: Float[Array, "d C"]) -> Float[Arr
     return _dot(query.reshape(-1, query.shape[-1]), key)
 
 
-def _dot(a: Array, b: Array) -> Float[Array, "R C"]:
+def _dot(a: Array, b: Array, axis: int = 0) -> Float[Array, "R C"]:
+    """Product over the last axis of `a` and an axis of `b`."""
     # One bfloat16 pass is exact for bfloat16 operands; float32 ones need all their bits.
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
+    contract = (((1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(
+        a, b, contract, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
-def _accumulate(scores: Float[Array, "R C"], value: Float[Array, "C d"], h, peak, total, mixed):
+def _accumulate(scores: Float[Array, "R C"], value: Array, h, peak, total, mixed, *, slots=0):
     """One block of the online softmax of head h."""
     before = peak[h]
     after = jnp.maximum(before, scores.max(-1, keepdims=True))
@@ -231,8 +248,8 @@ def _accumulate(scores: Float[Array, "R C"], value: Float[Array, "C d"], h, peak
     weights = jnp.exp(scores - _lanes(after, scores.shape[1]))
     peak[h] = after
     total[h] = total[h] * shrink + _partial_sums(weights)
-    mix = _dot(weights.astype(value.dtype), value)
-    mixed[h] = mixed[h] * _lanes(shrink, value.shape[1]) + mix
+    mix = _dot(weights.astype(value.dtype), value, slots)
+    mixed[h] = mixed[h] * _lanes(shrink, mix.shape[1]) + mix
 
 
 def _lanes(x: Float[Array, "R 128"], width: int) -> Float[Array, "R C"]:
