@@ -8,6 +8,8 @@ from importlib import resources
 from pallas_kernels.tree_attention.problem import Problem
 
 _LANES = 128
+# Rows worked on at once: more do not help the schedule, and make long programs.
+_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,12 @@ def heads(sizes: Problem, blocks: dict[str, int] | None, device_kind: str | None
     return next((n for n in fits if n * step >= device.step_bytes), fits[-1])
 
 
+def group_part(sizes: Problem) -> int:
+    """Query heads of a KV head worked on at once: as many as make up to 256 rows."""
+    divisors = [n for n in range(1, sizes.group + 1) if sizes.group % n == 0]
+    return max(n for n in divisors if n == 1 or n * sizes.row_tile <= _ROWS)
+
+
 def vmem_bytes(sizes: Problem, *, heads: int) -> int:
     """Vector memory of a grid step: blocks twice (one is being copied), scratch, score tiles."""
     rows, tile = sizes.group * sizes.row_tile, sizes.row_tile
@@ -88,5 +96,6 @@ def vmem_bytes(sizes: Problem, *, heads: int) -> int:
     cached = sizes.page_block * (sizes.head_dim + width) * sizes.itemsize
     new = max(tile, _LANES) * (sizes.head_dim + width) * sizes.itemsize
     scratch = rows * (2 * _LANES + width) * 4
-    scores = rows * max(sizes.page_block, tile) * (4 + 4 + sizes.itemsize)
+    part = group_part(sizes) * tile
+    scores = part * max(sizes.page_block, tile) * (4 + 4 + sizes.itemsize)
     return heads * (2 * (query_and_out + cached + new) + scratch) + scores + tile * tile // 4

@@ -102,11 +102,12 @@ def tree_attention(
         cached_value = jnp.zeros((*pages, work.page_block, sizes.head_dim), new_key.dtype)
     if _slots_on_lanes(sizes):
         cached_value = cached_value.swapaxes(3, 4)
-    heads = tuned.heads(sizes, blocks)
+    heads, group = tuned.heads(sizes, blocks), tuned.group_part(sizes)
+    parts = query.reshape(sizes.batch, -1, group, *query.shape[3:])
     axes = jax.typeof(query).manual_axis_type
     call = pl.pallas_call(
-        functools.partial(_kernel, heads=heads, slots=int(_slots_on_lanes(sizes))),
-        out_shape=jax.ShapeDtypeStruct(query.shape, out_dtype, manual_axis_type=axes),
+        functools.partial(_kernel, slots=int(_slots_on_lanes(sizes))),
+        out_shape=jax.ShapeDtypeStruct(parts.shape, out_dtype, manual_axis_type=axes),
         grid_spec=_grid(sizes, work, heads),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=_cost(sizes),
@@ -115,7 +116,8 @@ def tree_attention(
     )
     fields = [getattr(work, name) for name in _Scalars._fields[:-1]]
     scalars = _Scalars(*fields, layer=layer[None])
-    return call(*scalars, query, new_key, new_value, words, cached_key, cached_value)
+    out = call(*scalars, parts, new_key, new_value, words, cached_key, cached_value)
+    return out.reshape(query.shape)
 
 
 def _slots_on_lanes(sizes: Problem) -> bool:
@@ -127,14 +129,16 @@ def _slots_on_lanes(sizes: Problem) -> bool:
 
 
 def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.PrefetchScalarGridSpec:
-    """Blocks of one grid step: `heads` KV heads of one item."""
+    """Blocks of one grid step: `heads` KV heads of one item, their query heads in parts."""
     width, tile, block = sizes.head_dim, sizes.row_tile, work.page_block
+    group = tuned.group_part(sizes)
+    parts = heads * sizes.group // group
 
     def spec(shape, index):
         return pl.BlockSpec(shape, lambda h, i, *refs: index(h, i, _Scalars(*refs)))
 
     query = spec(
-        (1, heads, sizes.group, tile, width), lambda h, i, s: (s.row[i], h, 0, s.query_tile[i], 0)
+        (1, parts, group, tile, width), lambda h, i, s: (s.row[i], h, 0, s.query_tile[i], 0)
     )
     page_key = spec(
         (1, 1, heads, width, block), lambda h, i, s: (s.layer[0], s.page[i], h, 0, s.block[i])
@@ -142,7 +146,6 @@ def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.Prefetch
     page_value = spec(
         (1, 1, heads, block, width), lambda h, i, s: (s.layer[0], s.page[i], h, s.block[i], 0)
     )
-    rows = heads, sizes.group * tile
     return pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=len(_Scalars._fields),
         grid=(sizes.kv_heads // heads, work.count),
@@ -156,23 +159,27 @@ def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.Prefetch
         ],
         out_specs=query,
         scratch_shapes=[
-            pltpu.VMEM((*rows, _LANES), jnp.float32),
-            pltpu.VMEM((*rows, _LANES), jnp.float32),
-            pltpu.VMEM((*rows, width), jnp.float32),
+            pltpu.VMEM((parts, group * tile, _LANES), jnp.float32),
+            pltpu.VMEM((parts, group * tile, _LANES), jnp.float32),
+            pltpu.VMEM((parts, group * tile, width), jnp.float32),
         ],
     )
 
 
-def _kernel(*refs, heads: int, slots: int) -> None:
+def _kernel(*refs, slots: int) -> None:
     """One item. `slots` is the axis of slots in a head's cached values."""
     num_scalars = len(_Scalars._fields)
     work = _Scalars(*refs[:num_scalars])
     query, new_key, new_value, words, page_key, page_value, out, *state = refs[num_scalars:]
     item = pl.program_id(1)
     kind, edge = work.kind[item], work.edge[item]
+    parts, heads = query.shape[1], new_key.shape[1]
 
-    def each_head(body):
-        jax.lax.fori_loop(0, heads, lambda h, _: body(h), None)
+    def each_part(body):
+        """Runs body(part, its KV head)."""
+        per_head = jnp.int32(parts // heads)
+        # lax.div: the sign handling of // asks for the local chip, which a compile host lacks.
+        jax.lax.fori_loop(0, parts, lambda n, _: body(n, jax.lax.div(n, per_head)), None)
 
     @pl.when(edge & worklist.FIRST != 0)
     def _start():
@@ -185,45 +192,45 @@ def _kernel(*refs, heads: int, slots: int) -> None:
     def _new_words():
         sees = _expand(words[0])
 
-        @each_head
-        def _(h):
-            scores = _scores(query[0, h], new_key[0, h])
+        @each_part
+        def _(n, head):
+            scores = _scores(query[0, n], new_key[0, head])
             by_group = scores.reshape(-1, *sees.shape)
             scores = jnp.where(sees, by_group, -jnp.inf).reshape(scores.shape)
-            _accumulate(scores, new_value[0, h], h, *state)
+            _accumulate(scores, new_value[0, head], n, *state)
 
     @pl.when(kind == worklist.NEW_FULL)
     def _new_full():
-        @each_head
-        def _(h):
-            _accumulate(_scores(query[0, h], new_key[0, h]), new_value[0, h], h, *state)
+        @each_part
+        def _(n, head):
+            _accumulate(_scores(query[0, n], new_key[0, head]), new_value[0, head], n, *state)
 
     @pl.when(kind == worklist.CACHE_FULL)
     def _cache_full():
-        @each_head
-        def _(h):
-            scores = _scores(query[0, h], page_key[0, 0, h])
-            _accumulate(scores, page_value[0, 0, h], h, *state, slots=slots)
+        @each_part
+        def _(n, head):
+            scores = _scores(query[0, n], page_key[0, 0, head])
+            _accumulate(scores, page_value[0, 0, head], n, *state, slots=slots)
 
     @pl.when(kind == worklist.CACHE_LIMIT)
     def _cache_limit():
         limit = work.limit[item]
 
-        @each_head
-        def _(h):
+        @each_part
+        def _(n, head):
             # Past the limit lies anything, NaN included: a zero weight would not silence it.
-            scores = _below(limit, _scores(query[0, h], page_key[0, 0, h]), 1, -jnp.inf)
-            value = _below(limit, page_value[0, 0, h], slots, 0)
-            _accumulate(scores, value, h, *state, slots=slots)
+            scores = _below(limit, _scores(query[0, n], page_key[0, 0, head]), 1, -jnp.inf)
+            value = _below(limit, page_value[0, 0, head], slots, 0)
+            _accumulate(scores, value, n, *state, slots=slots)
 
     @pl.when(edge & worklist.LAST != 0)
     def _finish():
         _, total, mixed = state
 
-        @each_head
-        def _(h):
-            mix = mixed[h] / total[h].sum(-1, keepdims=True)
-            out[0, h] = mix.reshape(out.shape[2:]).astype(out.dtype)
+        @each_part
+        def _(n, _):
+            mix = mixed[n] / total[n].sum(-1, keepdims=True)
+            out[0, n] = mix.reshape(out.shape[2:]).astype(out.dtype)
 
 
 def _scores(query: Float[Array, "G T d"], key: Float[Array, "d C"]) -> Float[Array, "R C"]:
@@ -240,16 +247,16 @@ def _dot(a: Array, b: Array, axis: int = 0) -> Float[Array, "R C"]:
     )
 
 
-def _accumulate(scores: Float[Array, "R C"], value: Array, h, peak, total, mixed, *, slots=0):
-    """One block of the online softmax of head h."""
-    before = peak[h]
+def _accumulate(scores: Float[Array, "R C"], value: Array, n, peak, total, mixed, *, slots=0):
+    """One block of the online softmax of part n."""
+    before = peak[n]
     after = jnp.maximum(before, scores.max(-1, keepdims=True))
     shrink = jnp.exp(before - after)
     weights = jnp.exp(scores - _lanes(after, scores.shape[1]))
-    peak[h] = after
-    total[h] = total[h] * shrink + _partial_sums(weights)
+    peak[n] = after
+    total[n] = total[n] * shrink + _partial_sums(weights)
     mix = _dot(weights.astype(value.dtype), value, slots)
-    mixed[h] = mixed[h] * _lanes(shrink, mix.shape[1]) + mix
+    mixed[n] = mixed[n] * _lanes(shrink, mix.shape[1]) + mix
 
 
 def _lanes(x: Float[Array, "R 128"], width: int) -> Float[Array, "R C"]:
