@@ -34,6 +34,11 @@ def _devices() -> dict[str, Device]:
     return {kind: Device(**sizes) for kind, sizes in json.loads(text).items()}
 
 
+def device_kinds() -> list[str]:
+    """Device kinds with tuned sizes."""
+    return [kind for kind in _devices() if kind != "default"]
+
+
 def of(device_kind: str | None) -> Device:
     """The data of a device kind; the smallest budget where it is not listed or not known."""
     devices = _devices()

@@ -1,5 +1,6 @@
 """Sizes of attention calls by name: one list for tests, the compile matrix and benchmarks."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -32,6 +33,10 @@ COMPILE = {
     for dim in (64, 128)
     for dtype in DTYPES
 }
+
+# A canvas of blocks behind a cache, and a cache in pages.
+CANVAS = dataclasses.replace(_serving(512, 128, "bfloat16"), row_tile=128, canvas=True)
+PAGED = dataclasses.replace(_serving(64, 128, "bfloat16"), page=512, pages_per_row=4)
 
 # Small calls for the interpreters: unaligned rows and slots, one and several heads, pages.
 NUMERICS = {
@@ -110,4 +115,21 @@ def arrays(sizes: Problem, **kwargs: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, **kwargs)
         for name, (shape, dtype) in shapes.items()
+    }
+
+
+def commit_arrays(sizes: Problem, *, path: int = 8) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the arrays that commit paths of this length, by name."""
+    call = arrays(sizes)
+    new = (call["new_key"], call["new_value"])
+    key, value = (jax.ShapeDtypeStruct((sizes.layers, *x.shape), x.dtype) for x in new)
+    rows = jax.ShapeDtypeStruct((sizes.batch,), jnp.int32)
+    return {
+        "cached_key": call["cached_key"],
+        "cached_value": call["cached_value"],
+        "new_key": key,
+        "new_value": value,
+        "path": jax.ShapeDtypeStruct((sizes.batch, path), jnp.int32),
+        "start": rows,
+        "num": rows,
     }
