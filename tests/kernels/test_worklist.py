@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import bits, rules, worklist
+from pallas_kernels.tree_attention import blocks
 
 RULES = {
     "causal": rules.causal,
@@ -152,3 +153,13 @@ def test_words_are_those_of_the_mask_programs():
     np.testing.assert_array_equal(
         square[:, 45:], np.broadcast_to(np.eye(64) > 0, (3, 64, 64))[:, 45:]
     )
+
+
+@pytest.mark.parametrize(
+    ("page", "kv_heads", "block"),
+    [(2048, 8, 256), (2048, 1, 2048), (2048, 64, 128), (640, 8, 128), (96, 8, 96), (300, 8, 384)],
+)
+def test_blocks_move_about_a_step(page, kv_heads, block):
+    got = blocks.page_block(page, kv_heads, 128, 2)
+    assert got == block
+    worklist.plan(jnp.array([page]), num_rows=1, page=page, page_block=got)
