@@ -79,12 +79,12 @@ def heads(sizes: Problem, blocks: dict[str, int] | None, device_kind: str | None
                 f"{sizes.kv_heads} KV heads."
             )
         return blocks["heads"]
-    device = of(device_kind)
-    most = max(1, sizes.kv_heads // device.cores)
+    data = of(device_kind)
+    most = max(1, sizes.kv_heads // data.cores)
     divisors = [n for n in range(1, most + 1) if sizes.kv_heads % n == 0]
-    fits = [n for n in divisors if vmem_bytes(sizes, heads=n) <= device.vmem_bytes] or [1]
+    fits = [n for n in divisors if vmem_bytes(sizes, heads=n) <= data.vmem_bytes] or [1]
     step = 2 * sizes.page_block * sizes.head_dim * sizes.itemsize
-    return next((n for n in fits if n * step >= device.step_bytes), fits[-1])
+    return next((n for n in fits if n * step >= data.step_bytes), fits[-1])
 
 
 def group_part(sizes: Problem) -> int:

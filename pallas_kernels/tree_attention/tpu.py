@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, UInt32
 
-from pallas_kernels import bits, worklist
+from pallas_kernels import bits, device, worklist
 from pallas_kernels.tree_attention import blocks as tuned
 from pallas_kernels.tree_attention.problem import Problem
 
@@ -102,7 +102,8 @@ def tree_attention(
         cached_value = jnp.zeros((*pages, work.page_block, sizes.head_dim), new_key.dtype)
     if _slots_on_lanes(sizes):
         cached_value = cached_value.swapaxes(3, 4)
-    heads, group = tuned.heads(sizes, blocks), tuned.group_part(sizes)
+    heads = tuned.heads(sizes, blocks, device.kind("tpu"))
+    group = tuned.group_part(sizes)
     parts = query.reshape(sizes.batch, -1, group, *query.shape[3:])
     axes = jax.typeof(query).manual_axis_type
     call = pl.pallas_call(
