@@ -37,6 +37,8 @@ COMPILE = {
 # A canvas of blocks behind a cache, and a cache in pages.
 CANVAS = dataclasses.replace(_serving(512, 128, "bfloat16"), row_tile=128, canvas=True)
 PAGED = dataclasses.replace(_serving(64, 128, "bfloat16"), page=512, pages_per_row=4)
+# Nothing a multiple of anything: rows, query heads, width and slots.
+ODD = dataclasses.replace(_serving(20, 96, "bfloat16"), kv_heads=3, group=3, page=1000)
 
 # Small calls for the interpreters: unaligned rows and slots, one and several heads, pages.
 NUMERICS = {

@@ -99,14 +99,14 @@ def test_tree_attention_compiles(generation, name, how):
 
 
 @pytest.mark.parametrize("generation", ["v5e", "v4"])
-@pytest.mark.parametrize("kind", ["block-causal", "two copies", "paged"])
-def test_canvases_and_pages_compile(generation, kind):
-    sizes = cases.CANVAS if kind != "paged" else cases.PAGED
-    canvas = {
-        "block-causal": rules.canvas(rules.block_causal(32), sizes.rows, row_tile=128),
-        "two copies": rules.canvas(rules.two_copies(sizes.rows // 2, 32), sizes.rows, row_tile=128),
-        "paged": None,
-    }[kind]
+@pytest.mark.parametrize("kind", ["block-causal", "two copies", "paged", "odd"])
+def test_other_forms_compile(generation, kind):
+    sizes = {"paged": cases.PAGED, "odd": cases.ODD}.get(kind, cases.CANVAS)
+    rule = {
+        "block-causal": rules.block_causal(32),
+        "two copies": rules.two_copies(sizes.rows // 2, 32),
+    }.get(kind)
+    canvas = rule and rules.canvas(rule, sizes.rows, row_tile=sizes.row_tile)
     call = attention(sizes, canvas, paged=kind == "paged")
     compiled(generation, "one device", call, cases.arrays(sizes), SPECS, SPECS["query"])
 
