@@ -20,7 +20,7 @@ def _serving(rows: int, head_dim: int, dtype: str) -> Problem:
         rows=rows,
         head_dim=head_dim,
         dtype=dtype,
-        page=2048,
+        page=8192,
         page_block=512,
         layers=2,
     )
