@@ -78,7 +78,8 @@ class Canvas:
 
     def dense(self) -> np.ndarray:
         """The rule as a `[num_rows, num_rows]` mask."""
-        return _visible(self, np.arange(self.num_rows), np.arange(self.num_rows))
+        rows = np.arange(self.num_rows)
+        return _visible(self.rule, self.num_rows, rows, rows)
 
 
 def canvas(rule: Rule, num_rows: int, *, row_tile: int = 256) -> Canvas:
@@ -94,12 +95,11 @@ def canvas(rule: Rule, num_rows: int, *, row_tile: int = 256) -> Canvas:
     """
     if row_tile <= 0 or row_tile % WORD:
         raise ValueError(f"row_tile={row_tile} must be a positive multiple of {WORD}, e.g. 256.")
-    shape = Canvas(rule, num_rows, row_tile, *[np.zeros(0, np.int32)] * 4)
     first, column, mask, words = [0], [], [], {}
     num_tiles = -(-num_rows // row_tile)
     for i in range(num_tiles):
         for j in (i, *(j for j in range(num_tiles) if j != i)):
-            sees = _visible(shape, _rows(i, row_tile), _rows(j, row_tile))
+            sees = _visible(rule, num_rows, _rows(i, row_tile), _rows(j, row_tile))
             if sees.any():
                 packed = _pack(sees)
                 partial = -1 if sees.all() else words.setdefault(packed.tobytes(), len(words))
@@ -107,19 +107,25 @@ def canvas(rule: Rule, num_rows: int, *, row_tile: int = 256) -> Canvas:
                 mask.append(partial)
         first.append(len(column))
     tiles = [np.frombuffer(tile, np.uint32) for tile in words] or [_pack(np.eye(row_tile) > 0)]
-    lists = [np.asarray(x, np.int32) for x in (first, column, mask)]
-    stacked = np.stack([tile.reshape(row_tile // WORD, row_tile) for tile in tiles])
-    return Canvas(rule, num_rows, row_tile, *lists, stacked)
+    return Canvas(
+        rule=rule,
+        num_rows=num_rows,
+        row_tile=row_tile,
+        first=np.asarray(first, np.int32),
+        column=np.asarray(column, np.int32),
+        mask=np.asarray(mask, np.int32),
+        words=np.stack([tile.reshape(row_tile // WORD, row_tile) for tile in tiles]),
+    )
 
 
 def _rows(tile: int, size: int) -> np.ndarray:
     return np.arange(tile * size, (tile + 1) * size)
 
 
-def _visible(shape: Canvas, query: np.ndarray, key: np.ndarray) -> np.ndarray:
+def _visible(rule: Rule, num_rows: int, query: np.ndarray, key: np.ndarray) -> np.ndarray:
     query, key = query[:, None], key[None, :]
-    inside = (query < shape.num_rows) & (key < shape.num_rows)
-    return (shape.rule(query, key) & inside) | (query == key)
+    inside = (query < num_rows) & (key < num_rows)
+    return (rule(query, key) & inside) | (query == key)
 
 
 def _pack(sees: np.ndarray) -> np.ndarray:

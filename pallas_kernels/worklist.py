@@ -150,7 +150,7 @@ def _check(num_rows, page, page_block, table, canvas) -> None:
         raise ValueError(
             f"page_block={page_block} must be a multiple of 128, or the whole page ({page} slots)."
         )
-    if table is not None and page % page_block:
+    if table is not None and table.shape[1] > 1 and page % page_block:
         raise ValueError(
             f"page_block={page_block} must divide a page of {page} slots; "
             "use a smaller block or longer pages."

@@ -1,12 +1,13 @@
 """Attention of new rows over a cache and over themselves: validates, chooses, pads, calls."""
 
+import importlib
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from pallas_kernels import bits
+from pallas_kernels import bits, device
 from pallas_kernels.rules import Canvas
 from pallas_kernels.tree_attention import problem, reference
 from pallas_kernels.tree_attention.problem import Problem
@@ -166,7 +167,7 @@ def _dispatch(
             table=work.table,
             layer=layer,
         )
-    reason = supports(impl, sizes)
+    reason = supports(impl, sizes, device.kind(impl))
     if reason:
         raise NotImplementedError(f"impl={impl!r} cannot serve this call: {reason}")
     fill = (0, sizes.padded_rows - rows)
@@ -189,13 +190,7 @@ def _dispatch(
 
 def _kernel(impl: str) -> Any:
     """The module of a kernel, imported when it is asked for."""
-    if impl == "gpu":
-        from pallas_kernels.tree_attention import gpu
-
-        return gpu
-    from pallas_kernels.tree_attention import tpu
-
-    return tpu
+    return importlib.import_module(f"pallas_kernels.tree_attention.{impl}")
 
 
 def _choose(impl: Impl, sizes: Problem) -> Impl:
@@ -204,7 +199,7 @@ def _choose(impl: Impl, sizes: Problem) -> Impl:
     backend = jax.default_backend()
     if backend not in ("tpu", "gpu"):
         return "xla"
-    return "xla" if supports(backend, sizes, jax.devices()[0].device_kind) else backend
+    return "xla" if supports(backend, sizes, device.kind(backend)) else backend
 
 
 def _check(query, new_key, new_value, cached_key, cached_value, work) -> None:

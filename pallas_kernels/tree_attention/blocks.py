@@ -8,6 +8,8 @@ from importlib import resources
 from pallas_kernels.tree_attention.problem import Problem
 
 _LANES = 128
+# Rows worked on at once: more do not help the schedule, and make long programs.
+_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,14 @@ class Device:
 
 @functools.cache
 def _devices() -> dict[str, Device]:
-    text = resources.files(__package__).joinpath("tuned/tpu.json").read_text(encoding="utf-8")
+    data = resources.files("pallas_kernels.tree_attention") / "tuned" / "tpu.json"
+    text = data.read_text(encoding="utf-8")
     return {kind: Device(**sizes) for kind, sizes in json.loads(text).items()}
+
+
+def device_kinds() -> list[str]:
+    """Device kinds with tuned sizes."""
+    return [kind for kind in _devices() if kind != "default"]
 
 
 def of(device_kind: str | None) -> Device:
@@ -71,12 +79,18 @@ def heads(sizes: Problem, blocks: dict[str, int] | None, device_kind: str | None
                 f"{sizes.kv_heads} KV heads."
             )
         return blocks["heads"]
-    device = of(device_kind)
-    most = max(1, sizes.kv_heads // device.cores)
+    data = of(device_kind)
+    most = max(1, sizes.kv_heads // data.cores)
     divisors = [n for n in range(1, most + 1) if sizes.kv_heads % n == 0]
-    fits = [n for n in divisors if vmem_bytes(sizes, heads=n) <= device.vmem_bytes] or [1]
+    fits = [n for n in divisors if vmem_bytes(sizes, heads=n) <= data.vmem_bytes] or [1]
     step = 2 * sizes.page_block * sizes.head_dim * sizes.itemsize
-    return next((n for n in fits if n * step >= device.step_bytes), fits[-1])
+    return next((n for n in fits if n * step >= data.step_bytes), fits[-1])
+
+
+def group_part(sizes: Problem) -> int:
+    """Query heads of a KV head worked on at once: as many as make up to 256 rows."""
+    divisors = [n for n in range(1, sizes.group + 1) if sizes.group % n == 0]
+    return max(n for n in divisors if n == 1 or n * sizes.row_tile <= _ROWS)
 
 
 def vmem_bytes(sizes: Problem, *, heads: int) -> int:
@@ -87,5 +101,6 @@ def vmem_bytes(sizes: Problem, *, heads: int) -> int:
     cached = sizes.page_block * (sizes.head_dim + width) * sizes.itemsize
     new = max(tile, _LANES) * (sizes.head_dim + width) * sizes.itemsize
     scratch = rows * (2 * _LANES + width) * 4
-    scores = rows * max(sizes.page_block, tile) * (4 + 4 + sizes.itemsize)
+    part = group_part(sizes) * tile
+    scores = part * max(sizes.page_block, tile) * (4 + 4 + sizes.itemsize)
     return heads * (2 * (query_and_out + cached + new) + scratch) + scores + tile * tile // 4

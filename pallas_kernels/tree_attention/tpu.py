@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, UInt32
 
-from pallas_kernels import bits, worklist
+from pallas_kernels import bits, device, worklist
 from pallas_kernels.tree_attention import blocks as tuned
 from pallas_kernels.tree_attention.problem import Problem
 
@@ -100,11 +100,15 @@ def tree_attention(
         pages = (1, 1, sizes.kv_heads)
         cached_key = jnp.zeros((*pages, sizes.head_dim, work.page_block), new_key.dtype)
         cached_value = jnp.zeros((*pages, work.page_block, sizes.head_dim), new_key.dtype)
-    heads = tuned.heads(sizes, blocks)
+    if _slots_on_lanes(sizes):
+        cached_value = cached_value.swapaxes(3, 4)
+    heads = tuned.heads(sizes, blocks, device.kind("tpu"))
+    group = tuned.group_part(sizes)
+    parts = query.reshape(sizes.batch, -1, group, *query.shape[3:])
     axes = jax.typeof(query).manual_axis_type
     call = pl.pallas_call(
-        functools.partial(_kernel, heads=heads),
-        out_shape=jax.ShapeDtypeStruct(query.shape, out_dtype, manual_axis_type=axes),
+        functools.partial(_kernel, slots=int(_slots_on_lanes(sizes))),
+        out_shape=jax.ShapeDtypeStruct(parts.shape, out_dtype, manual_axis_type=axes),
         grid_spec=_grid(sizes, work, heads),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=_cost(sizes),
@@ -113,22 +117,36 @@ def tree_attention(
     )
     fields = [getattr(work, name) for name in _Scalars._fields[:-1]]
     scalars = _Scalars(*fields, layer=layer[None])
-    return call(*scalars, query, new_key, new_value, words, cached_key, cached_value)
+    out = call(*scalars, parts, new_key, new_value, words, cached_key, cached_value)
+    return out.reshape(query.shape)
 
 
-def _grid(
-    sizes: Problem, work: worklist.WorkList, heads: int
-) -> pltpu.PrefetchScalarGridSpec:
-    """Blocks of one grid step: `heads` KV heads of one item."""
+def _slots_on_lanes(sizes: Problem) -> bool:
+    """Whether the compiler lays values out as [d, page]: it does where d would leave lanes empty.
+
+    Read so, they are not copied to another layout on every call.
+    """
+    return sizes.head_dim % _LANES != 0
+
+
+def _grid(sizes: Problem, work: worklist.WorkList, heads: int) -> pltpu.PrefetchScalarGridSpec:
+    """Blocks of one grid step: `heads` KV heads of one item, their query heads in parts."""
     width, tile, block = sizes.head_dim, sizes.row_tile, work.page_block
+    group = tuned.group_part(sizes)
+    parts = heads * sizes.group // group
 
     def spec(shape, index):
         return pl.BlockSpec(shape, lambda h, i, *refs: index(h, i, _Scalars(*refs)))
 
     query = spec(
-        (1, heads, sizes.group, tile, width), lambda h, i, s: (s.row[i], h, 0, s.query_tile[i], 0)
+        (1, parts, group, tile, width), lambda h, i, s: (s.row[i], h, 0, s.query_tile[i], 0)
     )
-    rows = heads, sizes.group * tile
+    page_key = spec(
+        (1, 1, heads, width, block), lambda h, i, s: (s.layer[0], s.page[i], h, 0, s.block[i])
+    )
+    page_value = spec(
+        (1, 1, heads, block, width), lambda h, i, s: (s.layer[0], s.page[i], h, s.block[i], 0)
+    )
     return pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=len(_Scalars._fields),
         grid=(sizes.kv_heads // heads, work.count),
@@ -137,33 +155,32 @@ def _grid(
             spec((1, heads, width, tile), lambda h, i, s: (s.row[i], h, 0, s.new_tile[i])),
             spec((1, heads, tile, width), lambda h, i, s: (s.row[i], h, s.new_tile[i], 0)),
             spec((1, tile // bits.WORD, tile), lambda h, i, s: (s.mask_tile[i], 0, 0)),
-            spec(
-                (1, 1, heads, width, block),
-                lambda h, i, s: (s.layer[0], s.page[i], h, 0, s.block[i]),
-            ),
-            spec(
-                (1, 1, heads, block, width),
-                lambda h, i, s: (s.layer[0], s.page[i], h, s.block[i], 0),
-            ),
+            page_key,
+            page_key if _slots_on_lanes(sizes) else page_value,
         ],
         out_specs=query,
         scratch_shapes=[
-            pltpu.VMEM((*rows, _LANES), jnp.float32),
-            pltpu.VMEM((*rows, _LANES), jnp.float32),
-            pltpu.VMEM((*rows, width), jnp.float32),
+            pltpu.VMEM((parts, group * tile, _LANES), jnp.float32),
+            pltpu.VMEM((parts, group * tile, _LANES), jnp.float32),
+            pltpu.VMEM((parts, group * tile, width), jnp.float32),
         ],
     )
 
 
-def _kernel(*refs, heads: int) -> None:
+def _kernel(*refs, slots: int) -> None:
+    """One item. `slots` is the axis of slots in a head's cached values."""
     num_scalars = len(_Scalars._fields)
     work = _Scalars(*refs[:num_scalars])
     query, new_key, new_value, words, page_key, page_value, out, *state = refs[num_scalars:]
     item = pl.program_id(1)
     kind, edge = work.kind[item], work.edge[item]
+    parts, heads = query.shape[1], new_key.shape[1]
 
-    def each_head(body):
-        jax.lax.fori_loop(0, heads, lambda h, _: body(h), None)
+    def each_part(body):
+        """Runs body(part, its KV head)."""
+        per_head = jnp.int32(parts // heads)
+        # lax.div: the sign handling of // asks for the local chip, which a compile host lacks.
+        jax.lax.fori_loop(0, parts, lambda n, _: body(n, jax.lax.div(n, per_head)), None)
 
     @pl.when(edge & worklist.FIRST != 0)
     def _start():
@@ -176,65 +193,71 @@ def _kernel(*refs, heads: int) -> None:
     def _new_words():
         sees = _expand(words[0])
 
-        @each_head
-        def _(h):
-            scores = _scores(query[0, h], new_key[0, h])
+        @each_part
+        def _(n, head):
+            scores = _scores(query[0, n], new_key[0, head])
             by_group = scores.reshape(-1, *sees.shape)
             scores = jnp.where(sees, by_group, -jnp.inf).reshape(scores.shape)
-            _accumulate(scores, new_value[0, h], h, *state)
+            _accumulate(scores, new_value[0, head], n, *state)
 
     @pl.when(kind == worklist.NEW_FULL)
     def _new_full():
-        @each_head
-        def _(h):
-            _accumulate(_scores(query[0, h], new_key[0, h]), new_value[0, h], h, *state)
+        @each_part
+        def _(n, head):
+            _accumulate(_scores(query[0, n], new_key[0, head]), new_value[0, head], n, *state)
 
     @pl.when(kind == worklist.CACHE_FULL)
     def _cache_full():
-        @each_head
-        def _(h):
-            _accumulate(_scores(query[0, h], page_key[0, 0, h]), page_value[0, 0, h], h, *state)
+        @each_part
+        def _(n, head):
+            scores = _scores(query[0, n], page_key[0, 0, head])
+            _accumulate(scores, page_value[0, 0, head], n, *state, slots=slots)
 
     @pl.when(kind == worklist.CACHE_LIMIT)
     def _cache_limit():
         limit = work.limit[item]
 
-        @each_head
-        def _(h):
+        @each_part
+        def _(n, head):
             # Past the limit lies anything, NaN included: a zero weight would not silence it.
-            scores = _below(limit, _scores(query[0, h], page_key[0, 0, h]), 1, -jnp.inf)
-            _accumulate(scores, _below(limit, page_value[0, 0, h], 0, 0), h, *state)
+            scores = _below(limit, _scores(query[0, n], page_key[0, 0, head]), 1, -jnp.inf)
+            value = _below(limit, page_value[0, 0, head], slots, 0)
+            _accumulate(scores, value, n, *state, slots=slots)
 
     @pl.when(edge & worklist.LAST != 0)
     def _finish():
         _, total, mixed = state
 
-        @each_head
-        def _(h):
-            mix = mixed[h] / total[h].sum(-1, keepdims=True)
-            out[0, h] = mix.reshape(out.shape[2:]).astype(out.dtype)
+        @each_part
+        def _(n, _):
+            mix = mixed[n] / total[n].sum(-1, keepdims=True)
+            out[0, n] = mix.reshape(out.shape[2:]).astype(out.dtype)
 
 
 def _scores(query: Float[Array, "G T d"], key: Float[Array, "d C"]) -> Float[Array, "R C"]:
     return _dot(query.reshape(-1, query.shape[-1]), key)
 
 
-def _dot(a: Array, b: Array) -> Float[Array, "R C"]:
+def _dot(a: Array, b: Array, axis: int = 0) -> Float[Array, "R C"]:
+    """Product over the last axis of `a` and an axis of `b`."""
     # One bfloat16 pass is exact for bfloat16 operands; float32 ones need all their bits.
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
+    contract = (((1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(
+        a, b, contract, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
-def _accumulate(scores: Float[Array, "R C"], value: Float[Array, "C d"], h, peak, total, mixed):
-    """One block of the online softmax of head h."""
-    before = peak[h]
+def _accumulate(scores: Float[Array, "R C"], value: Array, n, peak, total, mixed, *, slots=0):
+    """One block of the online softmax of part n."""
+    before = peak[n]
     after = jnp.maximum(before, scores.max(-1, keepdims=True))
     shrink = jnp.exp(before - after)
     weights = jnp.exp(scores - _lanes(after, scores.shape[1]))
-    peak[h] = after
-    total[h] = total[h] * shrink + _partial_sums(weights)
-    mix = _dot(weights.astype(value.dtype), value)
-    mixed[h] = mixed[h] * _lanes(shrink, value.shape[1]) + mix
+    peak[n] = after
+    total[n] = total[n] * shrink + _partial_sums(weights)
+    mix = _dot(weights.astype(value.dtype), value, slots)
+    mixed[n] = mixed[n] * _lanes(shrink, mix.shape[1]) + mix
 
 
 def _lanes(x: Float[Array, "R 128"], width: int) -> Float[Array, "R C"]:
@@ -248,7 +271,7 @@ def _partial_sums(weights: Float[Array, "R C"]) -> Float[Array, "R 128"]:
     rows, width = weights.shape
     if width % _LANES:
         return jnp.broadcast_to(weights.sum(-1, keepdims=True) / _LANES, (rows, _LANES))
-    return sum(weights[:, i : i + _LANES] for i in range(0, width, _LANES))
+    return functools.reduce(jnp.add, jnp.split(weights, width // _LANES, axis=1))
 
 
 def _below(limit: Int[Array, ""], x: Array, axis: int, other: float) -> Array:

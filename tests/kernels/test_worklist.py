@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import bits, rules, worklist
+from pallas_kernels.tree_attention import blocks
 
 RULES = {
     "causal": rules.causal,
@@ -18,7 +19,7 @@ RULES = {
 
 def items(work):
     """The items before `count`, as dicts."""
-    names = "row query_tile new_tile mask_tile page block kind limit edge".split()
+    names = ["row", "query_tile", "new_tile", "mask_tile", "page", "block", "kind", "limit", "edge"]
     columns = {name: np.asarray(getattr(work, name)) for name in names}
     return [{n: int(c[i]) for n, c in columns.items()} for i in range(int(work.count))]
 
@@ -45,9 +46,7 @@ def painted(work, *, batch, tiles, words=None, slots, page):
     return new, cache
 
 
-@pytest.mark.parametrize(
-    ("page", "block", "pages"), [(1000, 256, 1), (256, 128, 4), (128, 128, 3)]
-)
+@pytest.mark.parametrize(("page", "block", "pages"), [(1000, 256, 1), (256, 128, 4), (128, 128, 3)])
 def test_tree_items_cover_what_is_seen_once(page, block, pages):
     rng = np.random.default_rng(page)
     batch, rows, slots = 5, 40, page * pages
@@ -151,4 +150,16 @@ def test_words_are_those_of_the_mask_programs():
     np.testing.assert_array_equal(bits.unpack(packed, 45), sees)
     square = bits.unpack(bits.with_diagonal(packed), 64)
     np.testing.assert_array_equal(square[:, :45, :45], sees | np.eye(45, dtype=bool))
-    np.testing.assert_array_equal(square[:, 45:], np.broadcast_to(np.eye(64) > 0, (3, 64, 64))[:, 45:])
+    np.testing.assert_array_equal(
+        square[:, 45:], np.broadcast_to(np.eye(64) > 0, (3, 64, 64))[:, 45:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("page", "kv_heads", "block"),
+    [(2048, 8, 256), (2048, 1, 2048), (2048, 64, 128), (640, 8, 128), (96, 8, 96), (300, 8, 384)],
+)
+def test_blocks_move_about_a_step(page, kv_heads, block):
+    got = blocks.page_block(page, kv_heads, 128, 2)
+    assert got == block
+    worklist.plan(jnp.array([page]), num_rows=1, page=page, page_block=got)

@@ -1,0 +1,1 @@
+"""Writing the accepted rows of a tree into the cache."""
