@@ -18,16 +18,15 @@ from jaxdecode.core.protocols import Rows
 from jaxdecode.core.types import pytree
 from jaxdecode.dist import rules
 from jaxdecode.errors import InputError, UnsupportedError
-from pallas_kernels import worklist
+from pallas_kernels import device, worklist
 from pallas_kernels.tree_attention import api as kernels
+from pallas_kernels.tree_attention import blocks
 
 IMPLS = ("auto", "xla", "tpu", "gpu")
 # Most rows that a kernel is given; chunks of prefill are longer.
 MAX_ROWS = 256
 # Queries per tile of XLA's causal attention; a tile does not compute the keys after its own end.
 _TILE = 128
-# A grid step of a kernel has a fixed cost, which this many bytes of the cache hide.
-_STEP_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,8 @@ def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> mask
     heads, width, slots = key.shape[-3:]
     if backend.mesh is not None:
         heads //= backend.mesh.shape[rules.RULES["kv_heads"]]
-    block = _page_block(heads * width * 2 * key.dtype.itemsize, slots)
+    kind = device.kind(backend.impl) if backend.mesh is None else _kind(backend.mesh)
+    block = blocks.page_block(slots, heads, width, key.dtype.itemsize, kind)
     list_work = functools.partial(worklist.plan, num_rows=rows, page=slots, page_block=block)
     words = mask.ancestors
     if words is None:
@@ -141,12 +141,9 @@ def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> mask
     return dataclasses.replace(mask, plan=Plan(work=work, words=words))
 
 
-def _page_block(bytes_per_slot: int, slots: int) -> int:
-    """Slots of the cache per grid step: a power of two from 256 to 2048, at most all."""
-    block = 256
-    while block < 2048 and block * bytes_per_slot < _STEP_BYTES:
-        block *= 2
-    return min(block, slots)
+def _kind(mesh: Mesh) -> str:
+    """Device kind of a mesh, whose devices need not be here."""
+    return mesh.devices.flat[0].device_kind
 
 
 def per_layer(backend: Backend, cached: Rows | None) -> Any:
