@@ -1,0 +1,381 @@
+"""What a compiled program moves: HBM bytes with trip counts, collectives, copies.
+
+XLA's own cost analysis counts a loop's body once and VMEM traffic as memory traffic. Here every
+instruction counts its operands and results that lie in HBM, times the trips of the loops around it:
+
+  fusion          operands and results; of an operand that is only sliced, the slices; of a result
+                  that updates an operand in place, the update
+  copy, slice and collective that is started: once, at the start
+  kernel call     the author's estimate, at most its operands and results
+  tuple, bitcast, parameter, the end of what was started: nothing
+
+Tile padding is left out, and of a conditional the branch that moves most is taken.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+
+from jaxdecode.plan.hlo import Array, Computation, Instruction, Module
+
+_FREE = frozenset(
+    {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "add-dependency",
+        "opt-barrier",
+        "partition-id",
+        "replica-id",
+        "domain",
+        "async-update",
+        "while",
+        "conditional",
+        "call",
+        "async-start",
+    }
+)
+_SLICES = frozenset({"dynamic-slice", "slice", "gather"})
+_VIEWS = frozenset({"bitcast", "get-tuple-element", "tuple", "reshape", "opt-barrier"})
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# Parts of one collective that TPU spreads over several fusions.
+_STEPS = ("AsyncCollectiveStart", "AsyncCollectiveDone")
+_KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu_v2")
+_ESTIMATE = re.compile(r'"bytes_accessed":"?(\d+)')
+_AXES = re.compile(r"'([^']+)'=(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the program.
+
+    Attributes:
+        kind: for example "all-reduce".
+        bytes: of its input or its output, whichever is larger, per device.
+        group: devices that take part in one.
+        times: how often it runs.
+        loop: name of the innermost loop body it stands in; "" outside loops.
+        source: the operation it was made for, as JAX names it.
+    """
+
+    kind: str
+    bytes: int
+    group: int
+    times: int
+    loop: str
+    source: str
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes each device sends in all its runs, with a ring's law."""
+        others = (self.group - 1) / self.group
+        share = {"all-reduce": 2 * others, "collective-permute": 1.0}.get(self.kind, others)
+        return self.bytes * share * self.times
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """HBM bytes of one instruction in all its runs.
+
+    Attributes:
+        name: of the instruction.
+        opcode: its operation.
+        bytes: read and written, all runs together.
+        times: how often it runs.
+        source: the operation it was made for, as JAX names it.
+    """
+
+    name: str
+    opcode: str
+    bytes: int
+    times: int
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """The account of a program, per device.
+
+    Attributes:
+        moves: every instruction that touches HBM, largest first.
+        collectives: in program order.
+        unknown_loops: bodies of loops whose trips depend on data; counted as one trip.
+    """
+
+    moves: tuple[Move, ...]
+    collectives: tuple[Collective, ...]
+    unknown_loops: tuple[str, ...]
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Bytes read from and written to HBM."""
+        return sum(move.bytes for move in self.moves)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """An instruction where it runs."""
+
+    instruction: Instruction
+    inside: Computation
+    times: int
+    loop: str
+
+
+def account(module: Module) -> Traffic:
+    """Counts what one run of the module moves."""
+    unknown: list[str] = []
+    runs = list(_runs(module, module.entry, 1, "", unknown))
+    moves = [
+        _move(run.instruction, run.times, _bytes(module, run.instruction, run.inside))
+        for run in runs
+    ]
+    collectives = list(_collectives(module, runs))
+    outside_fusions = {run.instruction.name for run in runs}
+    moves += [
+        _move(found.instruction, found.times, _collective_bytes(found.instruction, found.inside))
+        for found in collectives
+        if found.instruction.name not in outside_fusions
+    ]
+    return Traffic(
+        moves=tuple(sorted((m for m in moves if m.bytes), key=lambda move: -move.bytes)),
+        collectives=tuple(map(_collective, collectives)),
+        unknown_loops=tuple(dict.fromkeys(unknown)),
+    )
+
+
+def copies(module: Module, dims: Sequence[int]) -> list[str]:
+    """Names of the copies and transposes, inside fusions too, that make an array of these sizes."""
+    kinds = ("copy", "copy-start", "transpose")
+    wanted = tuple(dims)
+    return [
+        i.name for i in module.instructions() if i.opcode in kinds and i.shape[0].dims == wanted
+    ]
+
+
+def _runs(
+    module: Module, name: str, times: int, loop: str, unknown: list[str]
+) -> Iterator[_Run]:
+    """Every instruction outside fusions with the number of its runs."""
+    inside = module.computations[name]
+    for instruction in inside.instructions.values():
+        yield _Run(instruction, inside, times, loop)
+        if instruction.opcode == "while":
+            body = instruction.computation("body")
+            trips = module.trips(instruction, inside)
+            if trips is None:
+                unknown.append(body)
+            inner = times * (1 if trips is None else trips)
+            yield from _runs(module, body, inner, body, unknown)
+            yield from _runs(module, instruction.computation("condition"), inner, body, unknown)
+        elif instruction.opcode == "conditional":
+            yield from _heaviest(module, instruction, times, loop, unknown)
+        elif instruction.opcode in ("call", "async-start"):
+            for called in instruction.called:
+                yield from _runs(module, called, times, loop, unknown)
+
+
+def _heaviest(module, instruction, times, loop, unknown) -> list[_Run]:
+    """The runs of the branch that moves most."""
+    branches = [list(_runs(module, name, times, loop, unknown)) for name in instruction.called]
+
+    def weight(runs: list[_Run]) -> int:
+        return sum(_bytes(module, run.instruction, run.inside) * run.times for run in runs)
+
+    return max(branches, key=weight)
+
+
+def _bytes(module: Module, instruction: Instruction, inside: Computation) -> int:
+    """HBM bytes of one run of one instruction."""
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done"):
+        return 0
+    inputs = [inside.instructions[name].shape for name in dict.fromkeys(instruction.operands)]
+    everything = _hbm(instruction.shape) + sum(map(_hbm, inputs))
+    if opcode == "fusion":
+        return _fusion(module, instruction, inside)
+    if opcode == "custom-call":
+        return _custom_call(instruction, everything)
+    if opcode == "dynamic-update-slice":
+        return _in_place(instruction.shape[0], inputs[1])
+    if opcode == "scatter":
+        return 2 * _in_place(instruction.shape[0], inputs[-1])
+    base = opcode.removesuffix("-start")
+    if base in _SLICES:
+        made = instruction.shape[len(inputs[0]) if opcode.endswith("-start") else 0]
+        return made.hbm_bytes + (made.nbytes if _hbm(inputs[0]) else 0)
+    if base in COLLECTIVES or base == "copy":
+        return _collective_bytes(instruction, inside)
+    return everything
+
+
+def _move(instruction: Instruction, times: int, bytes_once: int) -> Move:
+    source = _source(instruction)
+    return Move(instruction.name, instruction.opcode, bytes_once * times, times, source)
+
+
+def _collective_bytes(instruction: Instruction, inside: Computation) -> int:
+    """HBM bytes of a collective or a copy; a started one lists its operands beside its results."""
+    inputs = [inside.instructions[name].shape for name in instruction.operands]
+    return _hbm(_results(instruction, inputs)) + sum(map(_hbm, inputs))
+
+
+def _results(instruction: Instruction, inputs: list[tuple[Array, ...]]) -> tuple[Array, ...]:
+    if instruction.opcode == "copy-start":
+        return instruction.shape[:1]
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        given = sum(map(len, inputs))
+        return instruction.shape[given : 2 * given]
+    return instruction.shape
+
+
+def _hbm(shape: tuple[Array, ...]) -> int:
+    return sum(array.hbm_bytes for array in shape)
+
+
+def _in_place(whole: Array, update: tuple[Array, ...]) -> int:
+    """Writing an update into an array: the update is read, and written where the array lies."""
+    return _hbm(update) + (update[0].nbytes if whole.hbm_bytes else 0)
+
+
+def _custom_call(instruction: Instruction, everything: int) -> int:
+    target = (instruction.attribute("custom_call_target") or "").strip('"')
+    if target == "AllocateBuffer" or target in _STEPS:
+        return 0
+    estimate = _ESTIMATE.search(instruction.attributes) if target in _KERNELS else None
+    return min(int(estimate[1]), everything) if estimate else everything
+
+
+def _fusion(module: Module, fusion: Instruction, inside: Computation) -> int:
+    body = module.computations[fusion.computation("calls")]
+    total = 0
+    for parameter in body.parameters:
+        operand = inside.instructions[fusion.operands[parameter.index]]
+        whole = _hbm(operand.shape)
+        if whole:
+            total += min(_read(module, body, parameter), whole)
+    return total + _written(module, body, body.root, fusion.shape)
+
+
+def _read(module: Module, body: Computation, value: Instruction) -> int:
+    """Bytes of a value in HBM that a fused computation reads."""
+    whole = sum(array.nbytes for array in value.shape)
+    total = 0
+    for user in body.users[value.name]:
+        if user.opcode in _SLICES and user.operands[0] == value.name:
+            total += user.shape[0].nbytes
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
+            continue
+        elif user.opcode in _VIEWS:
+            total += 0 if user.is_root else _read(module, body, user)
+        elif user.opcode == "fusion":
+            inner = module.computations[user.computation("calls")]
+            places = [p for p in inner.parameters if user.operands[p.index] == value.name]
+            total += sum(_read(module, inner, place) for place in places)
+        elif _is_step(user):
+            continue
+        else:
+            return whole
+        if total >= whole:
+            return whole
+    return total
+
+
+def _written(
+    module: Module, body: Computation, result: Instruction, shape: tuple[Array, ...]
+) -> int:
+    """Bytes that a fused computation writes to HBM for a result of this shape."""
+    if not _hbm(shape):
+        return 0
+    if result.opcode == "tuple" and len(result.operands) == len(shape):
+        parts = zip(result.operands, shape, strict=True)
+        return sum(_written(module, body, body.instructions[n], (part,)) for n, part in parts)
+    if result.opcode in ("bitcast", "reshape", "get-tuple-element"):
+        return _written(module, body, body.instructions[result.operands[0]], shape)
+    if result.opcode == "dynamic-update-slice":
+        return body.instructions[result.operands[1]].shape[0].nbytes
+    if result.opcode == "scatter":
+        return 2 * body.instructions[result.operands[-1]].shape[0].nbytes
+    if result.opcode == "fusion":
+        inner = module.computations[result.computation("calls")]
+        return _written(module, inner, inner.root, shape)
+    if result.opcode == "parameter" or _is_step(result):
+        return 0
+    return _hbm(shape)
+
+
+def _is_step(instruction: Instruction) -> bool:
+    """Whether it is a collective, or a part of one: those are counted where they start."""
+    target = (instruction.attribute("custom_call_target") or "").strip('"')
+    return instruction.opcode.removesuffix("-start") in COLLECTIVES or target in _STEPS
+
+
+def _collectives(module: Module, runs: list[_Run]) -> Iterator[_Run]:
+    """Every collective where it first stands: TPU repeats one in all fusions it is spread over."""
+    seen: set[str] = set()
+    for run in runs:
+        for found, inside in _inner(module, run.instruction, run.inside):
+            channel = found.attribute("channel_id") or found.name
+            if found.opcode.removesuffix("-start") in COLLECTIVES and channel not in seen:
+                seen.add(channel)
+                yield _Run(found, inside, run.times, run.loop)
+
+
+def _collective(run: _Run) -> Collective:
+    found = run.instruction
+    inputs = [run.inside.instructions[name].shape for name in found.operands]
+    given = sum(array.nbytes for shape in inputs for array in shape)
+    made = sum(array.nbytes for array in _results(found, inputs))
+    return Collective(
+        kind=found.opcode.removesuffix("-start"),
+        bytes=max(given, made),
+        group=_group(found),
+        times=run.times,
+        loop=run.loop,
+        source=_source(found),
+    )
+
+
+def _inner(
+    module: Module, instruction: Instruction, inside: Computation
+) -> Iterator[tuple[Instruction, Computation]]:
+    """The instruction, and those of its computation if it is a fusion."""
+    yield instruction, inside
+    if instruction.opcode == "fusion":
+        body = module.computations[instruction.computation("calls")]
+        for part in body.instructions.values():
+            yield from _inner(module, part, body)
+
+
+def _group(collective: Instruction) -> int:
+    """Devices of one group, in the three forms XLA writes groups in."""
+    text = collective.attributes
+    if collective.opcode.startswith("collective-permute"):
+        return 2
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(listed[1].split(","))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(counted[1])
+    if named := re.search(r"replica_groups=mesh\[(.*?)\].*?\{([^}]*)\}", text):
+        sizes = {axis: int(size) for axis, size in _AXES.findall(named[1])}
+        group = 1
+        for axis in re.findall(r"'([^']+)'", named[2]):
+            group *= sizes.get(axis, 1)
+        return group
+    return 1
+
+
+def _source(instruction: Instruction) -> str:
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
