@@ -18,6 +18,7 @@ from jaxdecode.cli.generate import Generate
 from jaxdecode.cli.inspect import Inspect
 from jaxdecode.cli.methods import Methods
 from jaxdecode.cli.models import Models
+from jaxdecode.cli.plan import Plan
 from jaxdecode.cli.verify import Verify
 from jaxdecode.errors import InputError, JaxdecodeError
 
@@ -35,6 +36,7 @@ Command = (
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Exactness, subcommand("exactness")]
+    | Annotated[Plan, subcommand("plan")]
 )
 
 USAGE_ERROR = 2

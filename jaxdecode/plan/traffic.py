@@ -65,7 +65,7 @@ class Collective:
         bytes: of its input or its output, whichever is larger, per device.
         group: devices that take part in one.
         times: how often it runs.
-        loop: name of the innermost loop body it stands in; "" outside loops.
+        loops: bodies of the loops it stands in, outermost first.
         source: the operation it was made for, as JAX names it.
     """
 
@@ -73,7 +73,7 @@ class Collective:
     bytes: int
     group: int
     times: int
-    loop: str
+    loops: tuple[str, ...]
     source: str
 
     @property
@@ -93,6 +93,7 @@ class Move:
         opcode: its operation.
         bytes: read and written, all runs together.
         times: how often it runs.
+        loops: bodies of the loops it stands in, outermost first.
         source: the operation it was made for, as JAX names it.
     """
 
@@ -100,6 +101,7 @@ class Move:
     opcode: str
     bytes: int
     times: int
+    loops: tuple[str, ...]
     source: str
 
 
@@ -122,6 +124,25 @@ class Traffic:
         """Bytes read from and written to HBM."""
         return sum(move.bytes for move in self.moves)
 
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes a device sends to others."""
+        return sum(collective.wire_bytes for collective in self.collectives)
+
+    def step(self) -> "Traffic":
+        """One trip of the outermost loop that depends on data; all, if there is none.
+
+        Of a decoding loop that is one step, without what happens once per call.
+        """
+        if not self.unknown_loops:
+            return self
+        body = self.unknown_loops[0]
+        return Traffic(
+            moves=tuple(move for move in self.moves if body in move.loops),
+            collectives=tuple(c for c in self.collectives if body in c.loops),
+            unknown_loops=self.unknown_loops[1:],
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
@@ -130,21 +151,18 @@ class _Run:
     instruction: Instruction
     inside: Computation
     times: int
-    loop: str
+    loops: tuple[str, ...]
 
 
 def account(module: Module) -> Traffic:
     """Counts what one run of the module moves."""
     unknown: list[str] = []
-    runs = list(_runs(module, module.entry, 1, "", unknown))
-    moves = [
-        _move(run.instruction, run.times, _bytes(module, run.instruction, run.inside))
-        for run in runs
-    ]
+    runs = list(_runs(module, module.entry, 1, (), unknown))
+    moves = [_move(run, _bytes(module, run.instruction, run.inside)) for run in runs]
     collectives = list(_collectives(module, runs))
     outside_fusions = {run.instruction.name for run in runs}
     moves += [
-        _move(found.instruction, found.times, _collective_bytes(found.instruction, found.inside))
+        _move(found, _collective_bytes(found.instruction, found.inside))
         for found in collectives
         if found.instruction.name not in outside_fusions
     ]
@@ -165,30 +183,30 @@ def copies(module: Module, dims: Sequence[int]) -> list[str]:
 
 
 def _runs(
-    module: Module, name: str, times: int, loop: str, unknown: list[str]
+    module: Module, name: str, times: int, loops: tuple[str, ...], unknown: list[str]
 ) -> Iterator[_Run]:
     """Every instruction outside fusions with the number of its runs."""
     inside = module.computations[name]
     for instruction in inside.instructions.values():
-        yield _Run(instruction, inside, times, loop)
+        yield _Run(instruction, inside, times, loops)
         if instruction.opcode == "while":
             body = instruction.computation("body")
             trips = module.trips(instruction, inside)
             if trips is None:
                 unknown.append(body)
             inner = times * (1 if trips is None else trips)
-            yield from _runs(module, body, inner, body, unknown)
-            yield from _runs(module, instruction.computation("condition"), inner, body, unknown)
+            for part in (body, instruction.computation("condition")):
+                yield from _runs(module, part, inner, (*loops, body), unknown)
         elif instruction.opcode == "conditional":
-            yield from _heaviest(module, instruction, times, loop, unknown)
+            yield from _heaviest(module, instruction, times, loops, unknown)
         elif instruction.opcode in ("call", "async-start"):
             for called in instruction.called:
-                yield from _runs(module, called, times, loop, unknown)
+                yield from _runs(module, called, times, loops, unknown)
 
 
-def _heaviest(module, instruction, times, loop, unknown) -> list[_Run]:
+def _heaviest(module, instruction, times, loops, unknown) -> list[_Run]:
     """The runs of the branch that moves most."""
-    branches = [list(_runs(module, name, times, loop, unknown)) for name in instruction.called]
+    branches = [list(_runs(module, name, times, loops, unknown)) for name in instruction.called]
 
     def weight(runs: list[_Run]) -> int:
         return sum(_bytes(module, run.instruction, run.inside) * run.times for run in runs)
@@ -220,9 +238,10 @@ def _bytes(module: Module, instruction: Instruction, inside: Computation) -> int
     return everything
 
 
-def _move(instruction: Instruction, times: int, bytes_once: int) -> Move:
-    source = _source(instruction)
-    return Move(instruction.name, instruction.opcode, bytes_once * times, times, source)
+def _move(run: _Run, bytes_once: int) -> Move:
+    made = run.instruction
+    total = bytes_once * run.times
+    return Move(made.name, made.opcode, total, run.times, run.loops, _source(made))
 
 
 def _collective_bytes(instruction: Instruction, inside: Computation) -> int:
@@ -329,7 +348,7 @@ def _collectives(module: Module, runs: list[_Run]) -> Iterator[_Run]:
             channel = found.attribute("channel_id") or found.name
             if found.opcode.removesuffix("-start") in COLLECTIVES and channel not in seen:
                 seen.add(channel)
-                yield _Run(found, inside, run.times, run.loop)
+                yield _Run(found, inside, run.times, run.loops)
 
 
 def _collective(run: _Run) -> Collective:
@@ -342,7 +361,7 @@ def _collective(run: _Run) -> Collective:
         bytes=max(given, made),
         group=_group(found),
         times=run.times,
-        loop=run.loop,
+        loops=run.loops,
         source=_source(found),
     )
 
