@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "JAX_PLATFORMS": "cpu",
+    # XLA:GPU complains about its own speed.
+    "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
 
@@ -62,6 +64,11 @@ class Plan:
     """Number format of the weights."""
     cache_dtype: Annotated[_DTYPES | None, arg(help_behavior_hint="")] = None
     """Number format of keys and values; that of the weights by default, and open under --search."""
+    attention: Literal["auto", "xla"] = "auto"
+    """auto is the kernel of the chip if it can serve the model, else xla."""
+    layers: Literal["auto", "list", "stacked"] = "auto"
+    """Form of the layers; auto is what `load` takes: stacked on TPU, else list, which is compiled
+    many times slower."""
     nodes: str = "16,128"
     """Numbers of nodes whose verification is compiled, beside 1 and the method's own; what others
     cost is interpolated."""
@@ -107,6 +114,8 @@ class Plan:
             batch=_BATCH if self.batch is None and closed else self.batch,
             cache_dtype=self.dtype if self.cache_dtype is None and closed else self.cache_dtype,
             whole_heads=self.whole_heads,
+            attention=self.attention,
+            layers=self.layers,
         )
 
     def _plan(self, space: "Space") -> int:

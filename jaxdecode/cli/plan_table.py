@@ -95,8 +95,12 @@ def _setting(plan: "Plan") -> str:
     copies = f", every KV head {plan.kv_copies} times" if plan.kv_copies > 1 else ""
     return (
         f"mesh {plan.mesh}, batch {plan.batch}, context {plan.context:,} in {plan.slots:,} slots, "
-        f"cache in {plan.cache_dtype}{copies}"
+        f"cache in {plan.cache_dtype}{copies}, attention by {_attention(plan)}"
     )
+
+
+def _attention(plan: "Plan") -> str:
+    return "XLA" if plan.attention == "xla" else f"the {plan.attention.upper()} kernel"
 
 
 def _verdict(plan: "Plan") -> str:

@@ -16,7 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdecode import checks, engine, resolve
+from jaxdecode.core import attention as backends
 from jaxdecode.core import loop, prefill
+from jaxdecode.core.attention import Backend
 from jaxdecode.core.protocols import Drafter, Method, Model, Models, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Proposal, Request, Stats
 from jaxdecode.dist import rules
@@ -43,8 +45,9 @@ class Setup:
         context: tokens a row can hold, prompt and answer.
         dtype: of parameters and activations.
         kv_dtype: of keys and values.
-        stacked: whether layers are one scanned tree, as `load` makes them on TPU.
+        stacked: whether layers are one scanned tree.
         kv_copies: how often each KV head of the checkpoint is repeated.
+        backend: who computes attention.
     """
 
     config: ModelConfig
@@ -55,6 +58,7 @@ class Setup:
     kv_dtype: Any
     stacked: bool
     kv_copies: int
+    backend: Backend
 
     @property
     def slots(self) -> int:
@@ -104,11 +108,25 @@ def setup(
     context: int,
     dtype: str = "bfloat16",
     kv_dtype: str = "bfloat16",
+    attention: str = "auto",
+    layers: str = "auto",
 ) -> Setup:
     """Checks that the model and the batch can be split over the mesh.
 
+    Args:
+        config: the model.
+        mesh: the devices.
+        batch: rows.
+        context: tokens a row can hold, prompt and answer.
+        dtype: of parameters and activations.
+        kv_dtype: of keys and values.
+        attention: as `load` takes it; "auto" is the kernel of the mesh's devices if it can serve
+            the model, else XLA.
+        layers: "list", "stacked" or "auto", what `load` takes: stacked on TPU, else a list.
+
     Raises:
         InputError: heads, MLP width or rows do not divide; the context is too long.
+        UnsupportedError: the kernel asked for cannot serve the model.
     """
     checks.integer("batch", batch, low=1)
     checks.integer("context", context, low=2)
@@ -125,6 +143,7 @@ def setup(
         )
     size = mesh.shape[rules.RULES["kv_heads"]]
     copies = rules.kv_copies(config.num_kv_heads, config.group_size, size)
+    platform = mesh.devices.flat[0].platform
     made = Setup(
         config=heads.repeat_config(config, copies),
         mesh=mesh,
@@ -132,11 +151,20 @@ def setup(
         context=context,
         dtype=jnp.dtype(dtype),
         kv_dtype=jnp.dtype(kv_dtype),
-        stacked=mesh.devices.flat[0].platform == "tpu",
+        stacked=layers == "stacked" or (layers == "auto" and platform == "tpu"),
         kv_copies=copies,
+        backend=_backend(attention, config, mesh),
     )
     params(made)  # refuses what does not divide
     return made
+
+
+def _backend(asked: str, config: ModelConfig, mesh: Mesh) -> Backend:
+    if asked == "auto":
+        # `choose` looks at this process's devices; ours are only in the mesh.
+        own = mesh.devices.flat[0].platform
+        asked = "xla" if backends.refuses(own, config) else own
+    return backends.choose(asked, config, mesh)
 
 
 def params(made: Setup) -> Any:
@@ -292,13 +320,13 @@ def _compile(name: str, lower: Callable[[], Any]) -> Program:
 
 
 def _model(made: Setup) -> Model:
-    target = _target(made.config, made.kv_dtype)
+    target = _target(made.config, made.kv_dtype, made.backend)
     return resolve.model_of(made.config, target, made.kv_dtype, made.mesh)
 
 
 @functools.lru_cache(maxsize=8)
-def _target(config: ModelConfig, kv_dtype: Any) -> Any:
-    return decoder.make_target(config, kv_dtype)
+def _target(config: ModelConfig, kv_dtype: Any, backend: Backend) -> Any:
+    return decoder.make_target(config, kv_dtype, backend)
 
 
 @functools.lru_cache(maxsize=32)

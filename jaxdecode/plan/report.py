@@ -107,6 +107,7 @@ class Plan:
         slots: slots of the cache that hold them.
         kv_copies: how often each KV head is repeated.
         cache_dtype: of keys and values.
+        attention: who computes it: "xla" or a kernel.
         memory: bytes per device.
         failure: why a program could not be compiled; None if all were.
         ladder: costs by number of nodes; empty if it does not fit.
@@ -121,6 +122,7 @@ class Plan:
     slots: int
     kv_copies: int
     cache_dtype: str
+    attention: str
     memory: Memory
     failure: str | None
     ladder: tuple[Rung, ...]
@@ -183,6 +185,7 @@ def make(
         slots=made.slots,
         kv_copies=made.kv_copies,
         cache_dtype=made.kv_dtype.name,
+        attention=made.backend.impl,
         memory=memory,
         failure=failure,
         ladder=ladder,

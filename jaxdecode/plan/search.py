@@ -65,6 +65,8 @@ class Space:
         batch: rows.
         cache_dtype: of keys and values.
         whole_heads: whether meshes that repeat KV heads are refused.
+        attention: who computes it, as `load` takes it.
+        layers: their form, as `load` takes it.
     """
 
     config: ModelConfig
@@ -76,6 +78,8 @@ class Space:
     batch: int | None = None
     cache_dtype: str | None = None
     whole_heads: bool = False
+    attention: str = "auto"
+    layers: str = "auto"
 
 
 def rank(space: Space, curve: Curve) -> list[Candidate]:
@@ -155,6 +159,8 @@ def setup(space: Space, sizes: dict[str, int], batch: int, cache_dtype: str) -> 
         context=space.context,
         dtype=space.dtype,
         kv_dtype=cache_dtype,
+        attention=space.attention,
+        layers=space.layers,
     )
     if space.whole_heads and made.kv_copies > 1:
         num, size = space.config.num_kv_heads, sizes[rules.RULES["kv_heads"]]
