@@ -26,7 +26,7 @@ _BATCH = 16
 _DOES_NOT_FIT = 1
 # libtpu looks for a TPU, and for others like itself, unless told not to; the type given last need
 # not be that of the topology. JAX must not take a device of this machine: only compilers are used.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -70,8 +70,8 @@ class Plan:
     """Form of the layers; auto is what `load` takes: stacked on TPU, else list, which is compiled
     many times slower."""
     nodes: str = "16,128"
-    """Numbers of nodes whose verification is compiled, beside 1 and the method's own; what others
-    cost is interpolated."""
+    """Numbers of nodes whose verification is compiled, beside 1 and the method's own; what those
+    between them cost is interpolated."""
     curve: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Tokens per target call by number of nodes: JSON such as {"8": 1.6, "32": 1.8}, or what
     `bench --json` wrote."""
@@ -88,7 +88,7 @@ class Plan:
         """Executes the command; returns the exit code."""
         if self.search and (self.method != "ar" or self.drafter):
             raise InputError("--search chooses the number of nodes: leave --method out.")
-        for name, value in _ENVIRONMENT.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from jaxdecode.plan import hardware
 

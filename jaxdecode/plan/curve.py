@@ -52,6 +52,6 @@ def interpolate(points: tuple[tuple[int, float], ...], at: float) -> float:
 
 # Measured with full trees on SmolLM2-135M, 22 prompts of many kinds, 2,502 tokens.
 DEFAULT = make(
-    {4: 1.49, 8: 1.60, 16: 1.70, 32: 1.78, 80: 1.86},
+    {5: 1.49, 9: 1.60, 17: 1.70, 33: 1.78, 81: 1.86},
     "token_recycling on a small model and 22 mixed prompts (--curve gives your own)",
 )

@@ -215,7 +215,7 @@ def compile_prefill(made: Setup) -> Program:
     rows = _by_rows(rows, made)
     start = jax.ShapeDtypeStruct((), jnp.int32)
     cached = model.cache.read(cache(made))
-    return _compile(
+    return compiled(
         f"prefill, {width} tokens",
         lambda: prefill.prefill.lower(
             params(made), rows["tokens"], start, rows["num_new"], cached, target=model.target
@@ -280,24 +280,29 @@ def _compile_loop(made: Setup, name: str, method: Method, weights: Weights) -> P
     decoding = DecodeState(canvas=canvas, cache=state, **_by_rows(rest, made))
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     target = _model(made).target
-    return _compile(
+    return compiled(
         name,
         lambda: loop.run.lower(weights, request, decoding, steps, target=target, method=method),
     )
 
 
-def _compile(name: str, lower: Callable[[], Any]) -> Program:
+def compiled(name: str, lower: Callable[[], Any]) -> Program:
+    """Compiles what `lower` makes, and measures it.
+
+    Raises:
+        OutOfMemory: the compiler found that it does not fit.
+    """
     begin = time.perf_counter()
     try:
-        compiled = lower().compile()
+        made = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfMemory(" ".join(str(error).split())) from error
         raise
     seconds = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
+    memory = made.memory_analysis()
     try:
-        module = hlo.parse(compiled.as_text())
+        module = hlo.parse(made.as_text())
     except (jax.errors.JaxRuntimeError, ValueError):
         # jaxlib cannot print every program of the newest TPU.
         module = None

@@ -247,17 +247,19 @@ def _measured(made: Setup, chip: Chip, found: Sequence[Program]) -> Memory:
 
 
 def _ladder(made: Setup, chip: Chip, steps: dict[int, Program], curve: Curve) -> tuple[Rung, ...]:
-    """Costs of all rungs; bytes and collectives between compiled ones lie on straight lines."""
+    """Costs of all rungs; between compiled ones, what exceeds the floor lies on straight lines."""
     read = {n: step.traffic.step() for n, step in steps.items() if step.traffic is not None}
     if not read:
         return ()
-    moved = tuple((n, float(traffic.hbm_bytes)) for n, traffic in sorted(read.items()))
+    ratios = tuple(
+        (n, traffic.hbm_bytes / floor(made, n).hbm_bytes) for n, traffic in sorted(read.items())
+    )
     sent = tuple((n, traffic.wire_bytes) for n, traffic in sorted(read.items()))
     rungs: list[Rung] = []
-    for nodes in sorted({*LADDER, *steps}):
+    for nodes in sorted(n for n in {*LADDER, *read} if n <= max(read)):
         least = floor(made, nodes)
-        # Beyond the last compiled one, the excess over the floor is taken to stay.
-        work = Work(_excess(moved, made, nodes), least.flops, interpolate(sent, nodes))
+        over = interpolate(ratios, nodes)
+        work = Work(over * least.hbm_bytes, least.flops, interpolate(sent, nodes))
         bound, seconds = work.bound(chip)
         tokens = curve.tokens(nodes)
         first = rungs[0].milliseconds if rungs else seconds * 1e3
@@ -275,11 +277,6 @@ def _ladder(made: Setup, chip: Chip, steps: dict[int, Program], curve: Curve) ->
             )
         )
     return tuple(rungs)
-
-
-def _excess(moved: tuple[tuple[int, float], ...], made: Setup, nodes: int) -> float:
-    ratios = tuple((n, amount / floor(made, n).hbm_bytes) for n, amount in moved)
-    return interpolate(ratios, nodes) * floor(made, nodes).hbm_bytes
 
 
 def _compiled(program: Program, made: Setup, steps: dict[int, Program]) -> Compiled:
