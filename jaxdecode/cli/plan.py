@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jaxdecode.models.config import ModelConfig
     from jaxdecode.plan.curve import Curve
     from jaxdecode.plan.hardware import Topology
-    from jaxdecode.plan.programs import Setup
     from jaxdecode.plan.search import Space
+    from jaxdecode.plan.setup import Setup
 
 _DTYPES = Literal["bfloat16", "float32"]
 _BATCH = 16

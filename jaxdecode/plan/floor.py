@@ -8,7 +8,7 @@ import jax
 from jaxdecode.dist import rules
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.plan.hardware import Chip
-from jaxdecode.plan.programs import Setup, params, shard_bytes
+from jaxdecode.plan.setup import Setup, params, shard_bytes
 
 Bound = Literal["HBM", "MXU", "ICI"]
 

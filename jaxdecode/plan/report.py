@@ -10,7 +10,8 @@ from jaxdecode.plan import programs
 from jaxdecode.plan.curve import Curve, interpolate
 from jaxdecode.plan.floor import Bound, Work, floor
 from jaxdecode.plan.hardware import Chip, Topology
-from jaxdecode.plan.programs import Program, Setup
+from jaxdecode.plan.programs import Program
+from jaxdecode.plan.setup import Setup, cache, params, shard_bytes
 
 # Numbers of nodes whose cost a plan lists.
 LADDER = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -223,14 +224,14 @@ def _together(jobs: Sequence[Callable[[], Program]], tick: Callable[[], None]) -
 
 def arguments(made: Setup, chip: Chip) -> Memory:
     """Memory before anything is compiled: what must fit in any case."""
-    weights = programs.shard_bytes(programs.params(made))
-    cache = programs.shard_bytes(programs.cache(made))
+    weights = shard_bytes(params(made))
+    rows = shard_bytes(cache(made))
     return Memory(
         weights=weights,
-        cache=cache,
+        cache=rows,
         other=0,
         temporaries=None,
-        needed=weights + cache,
+        needed=weights + rows,
         available=chip.hbm_bytes,
     )
 

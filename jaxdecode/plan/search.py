@@ -14,7 +14,8 @@ from jaxdecode.dist import mesh as meshes
 from jaxdecode.dist import rules
 from jaxdecode.errors import InputError, UnsupportedError
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.plan import programs, report
+from jaxdecode.plan import report
+from jaxdecode.plan import setup as setups
 from jaxdecode.plan.curve import Curve
 from jaxdecode.plan.floor import floor
 from jaxdecode.plan.hardware import Topology
@@ -90,7 +91,7 @@ def rank(space: Space, curve: Curve) -> list[Candidate]:
         InputError: the model or the batch cannot be split over any mesh.
     """
     found: list[Candidate] = []
-    too_large: list[tuple[programs.Setup, report.Memory]] = []
+    too_large: list[tuple[setups.Setup, report.Memory]] = []
     refused: InputError | None = None
     for sizes in _meshes(space):
         try:
@@ -110,7 +111,7 @@ def rank(space: Space, curve: Curve) -> list[Candidate]:
     raise refused
 
 
-def _nothing_fits(space: Space, made: programs.Setup, memory: report.Memory) -> UnsupportedError:
+def _nothing_fits(space: Space, made: setups.Setup, memory: report.Memory) -> UnsupportedError:
     room = _ROOM * memory.available
     return UnsupportedError(
         f"nothing fits on {space.topology.name}: the smallest configuration, mesh "
@@ -146,13 +147,13 @@ def best(
     return sorted(plans, key=lambda plan: (not plan.fits, -_speed(plan)))
 
 
-def setup(space: Space, sizes: dict[str, int], batch: int, cache_dtype: str) -> programs.Setup:
+def setup(space: Space, sizes: dict[str, int], batch: int, cache_dtype: str) -> setups.Setup:
     """The setup of one choice.
 
     Raises:
         InputError: it cannot be split so, or would have to repeat heads that must not be.
     """
-    made = programs.setup(
+    made = setups.setup(
         space.config,
         meshes.make(sizes, space.devices),
         batch=batch,
@@ -194,7 +195,7 @@ def _meshes(space: Space) -> Iterator[dict[str, int]]:
             yield {"data": total // model, "model": model}
 
 
-def _setups(space: Space, sizes: dict[str, int]) -> Iterator[programs.Setup]:
+def _setups(space: Space, sizes: dict[str, int]) -> Iterator[setups.Setup]:
     data = sizes[rules.RULES["rows"]]
     batches = [data * rows for rows in _ROWS] if space.batch is None else [space.batch]
     kinds = CACHE_DTYPES if space.cache_dtype is None else (space.cache_dtype,)
@@ -205,7 +206,7 @@ def _setups(space: Space, sizes: dict[str, int]) -> Iterator[programs.Setup]:
 
 
 def _judged(
-    made: programs.Setup, sizes: dict[str, int], needed: int, space: Space, curve: Curve
+    made: setups.Setup, sizes: dict[str, int], needed: int, space: Space, curve: Curve
 ) -> Candidate:
     chip = space.topology.chip
 

@@ -7,7 +7,8 @@ import jax
 
 from jaxdecode.dist import mesh as meshes
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.plan import hardware, programs
+from jaxdecode.plan import hardware
+from jaxdecode.plan import setup as setups
 from jaxdecode.plan.hardware import Topology
 
 CONFIG = ModelConfig(
@@ -35,8 +36,8 @@ def topology(hbm_bytes: int = 10**9) -> Topology:
     return Topology(chip, (1, 1))
 
 
-def setup(config: ModelConfig = CONFIG, **options: Any) -> programs.Setup:
+def setup(config: ModelConfig = CONFIG, **options: Any) -> setups.Setup:
     """The model on one CPU device, layers stacked."""
     made = {"batch": 2, "context": 100, "dtype": "float32", "kv_dtype": "float32"}
     made |= {"attention": "xla", "layers": "stacked"}
-    return programs.setup(config, meshes.make("data=1", jax.devices()[:1]), **made | options)
+    return setups.setup(config, meshes.make("data=1", jax.devices()[:1]), **made | options)

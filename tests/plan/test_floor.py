@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from jaxdecode.errors import InputError
-from jaxdecode.plan import curve, floor, hardware, programs
+from jaxdecode.plan import curve, floor, hardware
+from jaxdecode.plan import setup as setups
 from tests.plan import small
 
 
@@ -45,10 +46,10 @@ def test_the_roofline_is_the_slowest_resource():
 def test_memory_is_counted_as_arrays_lie():
     made = small.setup()
     weights = small.MATRICES + small.EMBEDDING + small.NORMS
-    assert programs.shard_bytes(programs.params(made)) == 4 * weights
+    assert setups.shard_bytes(setups.params(made)) == 4 * weights
     # 100 tokens and a step's excess lie in 128 slots.
     assert made.slots == 128
-    assert programs.shard_bytes(programs.cache(made)) == 4 * 3 * 2 * 2 * 2 * 16 * 128
+    assert setups.shard_bytes(setups.cache(made)) == 4 * 3 * 2 * 2 * 2 * 16 * 128
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The reader of compiled programs, on programs small enough to count by hand and on compiled ones."""
+"""The reader of compiled programs: on programs counted by hand, and on compiled ones."""
 
 import jax
 import jax.numpy as jnp

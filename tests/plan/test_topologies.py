@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdecode.dist import mesh as meshes
 from jaxdecode.errors import InputError
 from jaxdecode.plan import hardware, hlo, programs, traffic
+from jaxdecode.plan import setup as setups
 from tests.plan import small
 from tests.plan.topologies import needs_cuda_compiler, needs_tpu_compiler, quiet_compilers
 
@@ -90,7 +91,7 @@ def test_a_program_that_does_not_fit_says_so():
 @needs_tpu_compiler
 def test_a_step_compiles_for_a_slice():
     mesh = meshes.make("data=2,model=2", hardware.devices(hardware.parse("v5e:2x2")))
-    made = programs.setup(
+    made = setups.setup(
         small.CONFIG, mesh, batch=4, context=100, dtype="bfloat16", kv_dtype="bfloat16"
     )
     # A layer sees only a window, which kernels do not mask.

@@ -1,4 +1,4 @@
-"""What tests that compile for absent hardware need; each skips, and says why, where it is absent."""
+"""What compiling for absent hardware needs; tests skip, and say why, where it is missing."""
 
 import importlib.util
 
