@@ -122,7 +122,7 @@ def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple
         draft: the draft model's `DraftWeights`, or None.
     """
     check_draft(choice.name, given=models.draft is not None)
-    method = _method(choice, models)
+    method = method_of(choice, models)
     weights = Weights(target=target, drafter=draft)
     if method.drafter.prepare is not None:
         weights = method.drafter.prepare(weights)
@@ -132,7 +132,7 @@ def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple
 
 
 @functools.lru_cache(maxsize=256)
-def _method(choice: Choice, models: Models) -> Method:
+def method_of(choice: Choice, models: Models) -> Method:
     """The bundles of a choice; cached, because their identity keys compiled programs."""
     entry = choice.entry
     drafter = _module("drafters", entry.drafter).make(choice.drafter, models)

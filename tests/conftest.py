@@ -15,6 +15,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Halves the time; later versions have no such choice and end at an unknown flag.
     CHEAP.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(CHEAP))
+# Where plugins are installed but their devices are absent, JAX would look for these and fail.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402

@@ -19,6 +19,7 @@ from jaxdecode.cli.inspect import Inspect
 from jaxdecode.cli.merge import Merge
 from jaxdecode.cli.methods import Methods
 from jaxdecode.cli.models import Models
+from jaxdecode.cli.plan import Plan
 from jaxdecode.cli.verify import Verify
 from jaxdecode.errors import InputError, JaxdecodeError
 
@@ -37,6 +38,7 @@ Command = (
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Exactness, subcommand("exactness")]
+    | Annotated[Plan, subcommand("plan")]
 )
 
 USAGE_ERROR = 2

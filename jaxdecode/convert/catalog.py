@@ -1,11 +1,17 @@
-"""Short model names: small YAML files that say where the weights are and what they must hash to."""
+"""Short model names: small YAML files that say what a model is and where its weights are.
+
+A file has a `shape:` (facts of the model's config.json, enough to plan with), or the keys of
+`ModelEntry` (where the weights are and what they must hash to), or both.
+"""
 
 import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
-from jaxdecode.errors import InputError, UnknownNameError, near_matches
+from jaxdecode.convert.hf_config import config_from_hf, known_keys
+from jaxdecode.errors import CheckpointError, InputError, UnknownNameError, near_matches
+from jaxdecode.models.config import ModelConfig
 from jaxdecode.paths import config_dir
 
 
@@ -52,8 +58,13 @@ class ModelEntry:
 
 
 def model_names() -> list[str]:
-    """Known short names, sorted."""
-    return sorted(path.stem for path in (config_dir() / "models").glob("*.yaml"))
+    """Short names of models whose weights can be fetched, sorted."""
+    return [path.stem for path in _files() if "parts" in _content(path)]
+
+
+def shape_names() -> list[str]:
+    """Short names of models whose shape is known, sorted."""
+    return [path.stem for path in _files() if "shape" in _content(path)]
 
 
 def model_entry(name: str) -> ModelEntry:
@@ -63,6 +74,11 @@ def model_entry(name: str) -> ModelEntry:
         UnknownNameError: with near matches and the known names.
     """
     known = model_names()
+    if name not in known and name in shape_names():
+        raise UnknownNameError(
+            f"of {name!r} only the shape is known, for `jaxdecode plan`. Models that can be "
+            f"fetched: {', '.join(known)}; or give a path, or hf:org/name."
+        )
     if name not in known:
         raise UnknownNameError(
             f"{name!r} is neither a known model nor an existing path.{near_matches(name, known)} "
@@ -71,14 +87,34 @@ def model_entry(name: str) -> ModelEntry:
     return read_entry(config_dir() / "models" / f"{name}.yaml")
 
 
-def read_entry(path: Path) -> ModelEntry:
-    """Reads one YAML file; unknown, missing or malformed keys are errors."""
-    import yaml
+def model_shape(name: str) -> ModelConfig:
+    """The configuration of a short name; no weights are needed.
 
+    Raises:
+        UnknownNameError: with near matches and the known names.
+        InputError: the file has keys that mean nothing, or values that make no model.
+    """
+    known = shape_names()
+    if name not in known:
+        raise UnknownNameError(
+            f"{name!r} is neither a known model nor an existing path.{near_matches(name, known)} "
+            f"Known shapes: {', '.join(known)}; or give the path of a checkpoint."
+        )
+    path = config_dir() / "models" / f"{name}.yaml"
+    shape = _content(path)["shape"]
+    if not isinstance(shape, dict):
+        raise InputError(f"{path}: shape must be a mapping, got {type(shape).__name__}.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from error
+        config = config_from_hf(shape)
+    except CheckpointError as error:
+        raise InputError(f"{path}: {error}") from error
+    _refuse_unknown(shape, known_keys(shape["model_type"]), path)
+    return config
+
+
+def read_entry(path: Path) -> ModelEntry:
+    """Reads where the weights are; unknown, missing or malformed keys are errors."""
+    content = {key: value for key, value in _content(path).items() if key != "shape"}
     fields = _checked(ModelEntry, content, path, given={"name": path.stem})
     if not isinstance(fields["parts"], list) or not fields["parts"]:
         raise InputError(f"{path}: parts must be a list of wheels.")
@@ -92,6 +128,31 @@ def read_entry(path: Path) -> ModelEntry:
     return entry
 
 
+def _files() -> list[Path]:
+    return sorted((config_dir() / "models").glob("*.yaml"))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping, got {type(content).__name__}.")
+    return content
+
+
+def _refuse_unknown(content: dict[str, Any], names: list[str], path: Path) -> None:
+    unknown = [str(key) for key in content if key not in names]
+    if unknown:
+        raise InputError(
+            f"{path}: unknown key {unknown[0]!r}.{near_matches(unknown[0], names)} "
+            f"Known keys: {', '.join(names)}."
+        )
+
+
 def _checked(
     kind: type, content: Any, path: Path, given: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -100,13 +161,7 @@ def _checked(
         raise InputError(f"{path}: expected a mapping, got {type(content).__name__}.")
     given = given or {}
     fields = [field for field in dataclasses.fields(kind) if field.name not in given]
-    names = [field.name for field in fields]
-    unknown = [str(key) for key in content if key not in names]
-    if unknown:
-        raise InputError(
-            f"{path}: unknown key {unknown[0]!r}.{near_matches(unknown[0], names)} "
-            f"Known keys: {', '.join(names)}."
-        )
+    _refuse_unknown(content, [field.name for field in fields], path)
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in content:
             raise InputError(f"{path}: key {field.name!r} is missing.")

@@ -118,6 +118,12 @@ def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
     return check_config(config, "config.json")
 
 
+def known_keys(model_type: str) -> list[str]:
+    """Settings that `config_from_hf` reads for a supported model_type, sorted."""
+    own = ("model_type", "layer_types", "rope_scaling", "rope_parameters")
+    return sorted({*_DEFAULTS[model_type], *_NEUTRAL, *own})
+
+
 def _build(model_type: str, values: dict[str, Any]) -> ModelConfig:
     family = "gemma3" if model_type == "gemma3_text" else model_type
     gemma = family == "gemma3"

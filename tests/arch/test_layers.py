@@ -31,6 +31,7 @@ RANKS = {
     "search": 8.5,
     "zoo": 8.5,
     "api": 9,
+    "plan": 9.5,
     "evals": 10,
     "cli": 11,
     "__main__": 12,

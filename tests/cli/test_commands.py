@@ -10,6 +10,7 @@ from jaxdecode.errors import CheckpointError
 
 COMMANDS = (
     "generate", "merge", "convert", "models", "inspect", "verify", "methods", "bench", "exactness",
+    "plan",
 )  # fmt: skip
 
 
