@@ -74,7 +74,13 @@ def batch_bucket(num_rows: int, mesh: Mesh | None = None) -> int:
 
 
 def slot_bucket(num_slots: int) -> int:
-    """Slots of the canvas: 128, 192, 256, 384, 512, ...: two sizes per doubling."""
+    """Slots of the canvas: 128, 192, 256, 384, 512, ...: two sizes per doubling, eight from 2048.
+
+    Where a cache is long, what it is too long by costs more memory than a program more costs time.
+    """
+    if num_slots > 2048:
+        step = 1 << ((num_slots - 1).bit_length() - 4)
+        return -(-num_slots // step) * step
     size = 128
     while size < num_slots:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3

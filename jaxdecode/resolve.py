@@ -162,7 +162,7 @@ def model_of(
     config: Any, target: Any, kv_dtype: Any, mesh: Mesh | None = None, cache: str = "dense"
 ) -> Model:
     """A language model bound to the cache file that keeps its keys and values."""
-    return Model(target, config, kv_dtype, _module("caches", cache).CACHE, mesh)
+    return Model(target, config, kv_dtype, _module("caches", cache).make(mesh), mesh)
 
 
 def _config(folder: str, file: str) -> type:

@@ -15,14 +15,17 @@ when head_dim is below 128.
 Cost: 2 x layers x B x kv_heads x slots x head_dim x itemsize bytes.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jaxdecode.core.protocols import Cache, Keys, Rows, Values
 from jaxdecode.core.types import pytree
+from jaxdecode.dist import place, rules
 
 _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
 # Batches of more rows are written by a scatter: code per row would take too long to compile.
@@ -97,4 +100,29 @@ def select(rows: Rows, path: Int[Array, "B P"]) -> Rows:
     return key, jax.tree.map(lambda new: take(new, _VALUE_SLOTS), rows[1])
 
 
-CACHE = Cache(init=init, read=read, write=write, select=select)
+@functools.cache
+def make(mesh: Mesh | None = None) -> Cache:
+    """The cache on one device or on a mesh, where every device writes rows and heads of its own.
+
+    Left to the compiler, slices at places that differ from row to row would pass between devices.
+    """
+    if mesh is None:
+        return Cache(init=init, read=read, write=write, select=select)
+    by_row = rules.spec(("rows",))
+
+    def specs(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: rules.spec(rules.cache_axes(leaf.ndim)), tree)
+
+    def write_own(state: State, new: Rows, start: Int[Array, "B"]) -> State:
+        places = specs(state)
+        split = place.per_device(
+            write, mesh, in_specs=(places, specs(new), by_row), out_specs=places
+        )
+        return split(state, new, start)
+
+    def select_own(new: Rows, path: Int[Array, "B P"]) -> Rows:
+        places = specs(new)
+        split = place.per_device(select, mesh, in_specs=(places, by_row), out_specs=places)
+        return split(new, path)
+
+    return Cache(init=init, read=read, write=write_own, select=select_own)

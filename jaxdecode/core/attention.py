@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxdecode.core import masks
 from jaxdecode.core.protocols import Rows
 from jaxdecode.core.types import pytree
-from jaxdecode.dist import rules
+from jaxdecode.dist import place, rules
 from jaxdecode.errors import InputError, UnsupportedError
 from pallas_kernels import device, worklist
 from pallas_kernels.tree_attention import api as kernels
@@ -137,7 +137,9 @@ def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> mask
         return jax.tree.map(lambda leaf: leaf[None], list_work(lengths))
 
     by_rows = rules.spec(("rows",))
-    work = _per_device(of_shard, backend.mesh, in_specs=by_rows, out_specs=by_rows)(mask.cached)
+    work = place.per_device(of_shard, backend.mesh, in_specs=by_rows, out_specs=by_rows)(
+        mask.cached
+    )
     return dataclasses.replace(mask, plan=Plan(work=work, words=words))
 
 
@@ -159,12 +161,6 @@ def view(cached: Rows | None, own: Any) -> View | None:
         return None if own is None else View(*own)
     key, value = cached
     return View(key, value, own)  # type: ignore[arg-type]
-
-
-def _per_device(function: Any, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
 
 
 def attention(
@@ -232,7 +228,7 @@ def _by_kernel(backend: Backend, query, new_key, new_value, cached: View, plan: 
     rows, heads = rules.spec(("rows",)), rules.spec(("rows", "kv_heads"))
     whole = rules.spec(rules.cache_axes(5))
     specs = (heads, heads, heads, whole, whole, rows, rows, PartitionSpec())
-    apply = _per_device(of_shard, backend.mesh, in_specs=specs, out_specs=heads)
+    apply = place.per_device(of_shard, backend.mesh, in_specs=specs, out_specs=heads)
     return apply(query, new_key, new_value, key, value, plan.work, plan.words, layer)
 
 

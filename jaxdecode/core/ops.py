@@ -11,15 +11,24 @@ from jaxtyping import Array, Float, Int
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """Rows of the embedding table.
 
-    16-bit rows are gathered as integers: XLA:CPU would first widen the whole table to float32.
+    On a CPU, 16-bit rows are gathered as integers: XLA would first widen the whole table to
+    float32 there. On a TPU the integers would be a copy of the table.
     """
     if table.dtype.itemsize != 2:
         return table[tokens]
+    return jax.lax.platform_dependent(table, tokens, cpu=_rows_as_integers, default=_rows)
+
+
+def _rows(table: Float[Array, "V D"], tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    return table[tokens]
+
+
+def _rows_as_integers(table: Float[Array, "V D"], tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens]
     return jax.lax.bitcast_convert_type(bits, table.dtype)
 
 
-def linear(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
+def linear(x: Float[Array, "*B I"], kernel: Float[Array, "I *O"]) -> Float[Array, "..."]:
     """`x @ kernel` in float32 accumulation, returned in float32.
 
     XLA:CPU has no fast matrix-vector product for 16-bit weights: one row takes several times as
@@ -30,7 +39,7 @@ def linear(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array,
         out = jax.lax.platform_dependent(rows, kernel, cpu=_two_rows, default=_product)
     else:
         out = _product(rows, kernel)
-    return out.reshape(*x.shape[:-1], kernel.shape[1])
+    return out.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 def linear_transposed(x: Float[Array, "*B I"], kernel: Float[Array, "O I"]) -> Float[Array, "*B O"]:
@@ -45,11 +54,13 @@ def linear_transposed(x: Float[Array, "*B I"], kernel: Float[Array, "O I"]) -> F
     return out.reshape(*x.shape[:-1], kernel.shape[0])
 
 
-def _product(x: Float[Array, "T I"], kernel: Float[Array, "I O"]) -> Float[Array, "T O"]:
-    return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+def _product(x: Float[Array, "T I"], kernel: Float[Array, "I *O"]) -> Float[Array, "T *O"]:
+    # The feature axes stay apart: merged, a kernel split over the last one would be gathered.
+    contract = (((1,), (0,)), ((), ()))
+    return jax.lax.dot_general(x, kernel, contract, preferred_element_type=jnp.float32)
 
 
-def _two_rows(x: Float[Array, "1 I"], kernel: Float[Array, "I O"]) -> Float[Array, "1 O"]:
+def _two_rows(x: Float[Array, "1 I"], kernel: Float[Array, "I *O"]) -> Float[Array, "1 *O"]:
     return _product(jnp.concatenate([x, x]), kernel)[:1]
 
 

@@ -1,5 +1,6 @@
 """Moving arrays between hosts and meshes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,6 +33,13 @@ def rows(tree: Any, mesh: Mesh | None, batch: int) -> Any:
         return put(np.asarray(leaf), sharding)
 
     return jax.tree.map(move, tree, rules.rows(tree, mesh, batch))
+
+
+def per_device(function: Callable[..., Any], mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Any:
+    """`function` on the parts that each device holds, without communication between them."""
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
 def fetch(tree: Any) -> Any:

@@ -57,7 +57,7 @@ class Linear(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0)
         kernel = self.param("kernel", init, (width, *self.features))
         kernel = _copy_for(self, x, layout.ONE_ROW, kernel)
-        out = ops.linear(x, kernel.reshape(width, -1)).reshape(*x.shape[:-1], *self.features)
+        out = ops.linear(x, kernel)
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, self.features).astype(out.dtype)
         return out

@@ -39,7 +39,7 @@ SIGNATURES = {
 def _bundle(seat: str, file: str):
     module = importlib.import_module(f"jaxdecode.{SEATS[seat]}.{file}")
     if seat == "cache":
-        return module.CACHE
+        return module.make()
     if seat == "verifier":
         return module.make(module.Config())
     lm = toys.model()
