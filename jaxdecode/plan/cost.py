@@ -124,6 +124,9 @@ def _read(module: Module, body: Computation, value: Instruction) -> int:
             inner = module.computations[user.computation("calls")]
             places = [p for p in inner.parameters if user.operands[p.index] == value.name]
             total += sum(_read(module, inner, place) for place in places)
+            if _viewed(inner) in places and not user.is_root:
+                # The inner fusion only hands the value on, under another shape.
+                total += _read(module, body, user)
         elif _is_step(user):
             continue
         else:
@@ -131,6 +134,14 @@ def _read(module: Module, body: Computation, value: Instruction) -> int:
         if total >= whole:
             return whole
     return total
+
+
+def _viewed(body: Computation) -> Instruction:
+    """What the root of a computation is a view of."""
+    found = body.root
+    while found.opcode in _VIEWS:
+        found = body.instructions[found.operands[0]]
+    return found
 
 
 def _written(

@@ -55,6 +55,27 @@ ENTRY %main (arg: f32[4,256]) -> f32[4,256] {
   ROOT %moved = f32[4,256]{0,1:T(4,128)} copy(%result)
 }
 """  # noqa: E501
+# The kernel enters the product through a fusion that only hands it on.
+NESTED = """HloModule jit_g, is_scheduled=true, entry_computation_layout={(f32[256,256]{1,0})->f32[8,256]{1,0}}
+
+%view (v: f32[256,256]) -> f32[256,256] {
+  %v = f32[256,256]{1,0:T(8,128)} parameter(0)
+  ROOT %same = f32[256,256]{1,0:T(8,128)} bitcast(%v)
+}
+
+%product (k: f32[256,256], x: f32[8,256]) -> f32[8,256] {
+  %k = f32[256,256]{1,0:T(8,128)} parameter(0)
+  %x = f32[8,256]{1,0:T(8,128)S(1)} parameter(1)
+  %handed = f32[256,256]{1,0:T(8,128)} fusion(%k), kind=kLoop, calls=%view
+  ROOT %made = f32[8,256]{1,0:T(8,128)S(1)} convolution(%x, %handed), dim_labels=bf_io->bf
+}
+
+ENTRY %main (kernel: f32[256,256], rows: f32[8,256]) -> f32[8,256] {
+  %kernel = f32[256,256]{1,0:T(8,128)} parameter(0)
+  %rows = f32[8,256]{1,0:T(8,128)S(1)} parameter(1)
+  ROOT %out = f32[8,256]{1,0:T(8,128)S(1)} fusion(%kernel, %rows), kind=kOutput, calls=%product
+}
+"""  # noqa: E501
 ROW, ALL = 4 * 256, 4 * 4 * 256
 
 
@@ -75,6 +96,10 @@ def test_a_loop_counts_slices_updates_and_copies():
     assert rows["copy"] == 2 * ALL
     assert found.hbm_bytes - sum(rows.values()) == 4 * ROW
     assert not found.unknown_loops
+
+
+def test_a_fusion_that_hands_a_value_on_does_not_hide_that_it_is_read():
+    assert count(NESTED).hbm_bytes == 4 * 256 * 256
 
 
 @pytest.mark.parametrize(("bound", "first", "trips"), [(4, 0, 4), (4, 1, 3), (9, 9, 0), (3, 8, 0)])
