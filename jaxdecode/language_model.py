@@ -123,7 +123,7 @@ def load(
     if copies == "all" and (stacked or mesh is not None):
         raise InputError("copies='all' needs layers='list' and no mesh.")
     if stacked:
-        params["layers"] = decoder.stack(params["layers"])
+        params["layers"] = _stack(params["layers"], mesh)
     elif mesh is None and (copies == "all" or (copies == "auto" and layout.pay_off(params))):
         params = layout.with_copies(params)
     tokenizer = pipeline.read_tokenizer(source)
@@ -154,7 +154,7 @@ def from_params(
         flat = ((name, np.asarray(array)) for name, array in decoder.flatten(params).items())
         config, params = _split(config, flat, mesh)
         if stacked:
-            params["layers"] = decoder.stack(params["layers"])
+            params["layers"] = _stack(params["layers"], mesh)
     backend = backends.choose(attention, config, mesh)
     return _bind(config, params, name, tokenizer, end_tokens, backend)
 
@@ -168,8 +168,15 @@ def _split(
     flat = {}
     for name, array in arrays:
         array = heads.repeat_array(name, array, copies)
-        flat[name] = place.put(array, rules.param(name, array.shape, mesh))
+        flat[name] = place.put(array, rules.param_format(name, array.shape, mesh))
     return heads.repeat_config(config, copies), decoder.nest(config, flat)
+
+
+def _stack(layers: Sequence[Any], mesh: Mesh | None) -> Any:
+    if mesh is None:
+        return decoder.stack(layers)
+    places = rules.params(jax.eval_shape(decoder.stack, layers), mesh)
+    return jax.jit(decoder.stack, out_shardings=places)(layers)
 
 
 def _bind(

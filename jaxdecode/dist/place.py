@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.layout import Format
 from jax.sharding import Mesh, NamedSharding
 
 from jaxdecode.dist import rules
 
 
-def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put(array: np.ndarray, sharding: NamedSharding | Format) -> jax.Array:
     """A host array on a mesh; each process copies the parts of its own devices only.
 
     Every process must hold equal values, or at least those of its own parts.

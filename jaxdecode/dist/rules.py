@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdecode.errors import InputError
@@ -27,6 +28,9 @@ _PARAMS: dict[str, tuple[str | None, ...]] = {
     "mlp.gate_up.bias": (None, "mlp"),
     "mlp.down.kernel": (None, "mlp"),
 }
+# TPU lays the last two axes out in tiles of 8 x 128: with an axis of 2 there, every program would
+# begin with a copy in another order.
+_TPU_ORDER = {"mlp.gate_up.kernel": (1, 0, 2)}
 # Keys and values: rows, then KV heads; a stacked cache has the layers in front.
 _CACHE = ("rows", "kv_heads", None, None)
 
@@ -61,12 +65,22 @@ def param(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(axes))
 
 
-def params(tree: Any, mesh: Mesh) -> Any:
-    """Shardings of a parameter tree (arrays or their shapes), per-layer or stacked."""
+def param_format(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding | Format:
+    """Where a parameter lies, and on TPU in which order of axes if not in their own."""
+    sharding = param(name, shape, mesh)
+    order = next((axes for end, axes in _TPU_ORDER.items() if name.endswith(end)), None)
+    if order is None or mesh.devices.flat[0].platform != "tpu":
+        return sharding
+    lead = len(shape) - len(order)
+    return Format(Layout((*range(lead), *(lead + axis for axis in order))), sharding)
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
+
+def params(tree: Any, mesh: Mesh) -> Any:
+    """Places of a parameter tree (arrays or their shapes), per-layer or stacked."""
+
+    def place(path: Any, leaf: Any) -> NamedSharding | Format:
         name = ".".join(str(getattr(entry, "key", getattr(entry, "idx", ""))) for entry in path)
-        return param(name, leaf.shape, mesh)
+        return param_format(name, leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

@@ -34,7 +34,8 @@ def make_target(
 
     Args:
         config: the model.
-        kv_dtype: dtype of keys and values, in attention and in the cache.
+        kv_dtype: dtype of keys and values, in attention and in the cache, and of what products
+            return.
         backend: who computes attention.
     """
     block = Block(config, jnp.dtype(kv_dtype), backend)

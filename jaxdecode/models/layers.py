@@ -1,6 +1,7 @@
 """Linen definitions of one transformer block. Mask, positions and cache are arguments.
 
-Residual stream and weights share one dtype; norms, RoPE, scores and accumulations are float32.
+Residual stream and weights share one dtype; norms, RoPE, scores and accumulations are float32. What
+products return is rounded to the dtype of keys and values: float32 on CPU, where 16 bit is slow.
 """
 
 from typing import Any
@@ -46,10 +47,11 @@ def _copy_for(module: nn.Module, x: Array, name: str, default: Any) -> Any:
 
 
 class Linear(nn.Module):
-    """Product with a `[in, *features]` kernel; the result is float32, whatever x is."""
+    """Product with a `[in, *features]` kernel, returned in `dtype`."""
 
     features: tuple[int, ...]
-    use_bias: bool = False
+    use_bias: bool
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T ..."]:
@@ -57,17 +59,18 @@ class Linear(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0)
         kernel = self.param("kernel", init, (width, *self.features))
         kernel = _copy_for(self, x, layout.ONE_ROW, kernel)
-        out = ops.linear(x, kernel)
+        out = ops.linear(x, kernel, self.dtype)
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, self.features).astype(out.dtype)
         return out
 
 
 class OutputLinear(nn.Module):
-    """Product with a `[out, in]` kernel, back to the residual stream; the result is float32."""
+    """Product with a `[out, in]` kernel, back to the residual stream, returned in `dtype`."""
 
     features: int
-    use_bias: bool = False
+    use_bias: bool
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
@@ -75,9 +78,10 @@ class OutputLinear(nn.Module):
         kernel = self.param("kernel", init, (self.features, x.shape[-1]))
         many_rows = _copy_for(self, x, layout.MANY_ROWS, None)
         if many_rows is not None:
-            out = ops.linear(x, many_rows)
+            out = ops.linear(x, many_rows, self.dtype)
         else:
-            out = ops.linear_transposed(x, _copy_for(self, x, layout.ONE_ROW, kernel))
+            one_row = _copy_for(self, x, layout.ONE_ROW, kernel)
+            out = ops.linear_transposed(x, one_row, self.dtype)
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(out.dtype)
         return out
@@ -87,7 +91,7 @@ class Attention(nn.Module):
     """Grouped-query attention with fused projections, RoPE and optional query/key norms."""
 
     config: ModelConfig
-    kv_dtype: Any
+    dtype: Any
     backend: Backend
 
     @nn.compact
@@ -102,14 +106,14 @@ class Attention(nn.Module):
         c = self.config
         batch, num_rows, _ = x.shape
         features = (c.num_kv_heads, c.group_size + 2, c.head_dim)
-        qkv = Linear(features, c.qkv_bias, name="qkv")(x)
+        qkv = Linear(features, c.qkv_bias, self.dtype, name="qkv")(x)
         query, key, value = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
         if c.qk_norm:
             query = RMSNorm(c.norm_eps, c.norm_offset, name="q_norm")(query)
             key = RMSNorm(c.norm_eps, c.norm_offset, name="k_norm")(key)
-        query = rotate(query, *angles) * c.query_scale
-        new_key = rotate(key, *angles).astype(self.kv_dtype).transpose(0, 2, 3, 1)
-        new_value = value.astype(self.kv_dtype).transpose(0, 2, 1, 3)
+        query = (rotate(query, *angles) * c.query_scale).astype(self.dtype)
+        new_key = rotate(key, *angles).astype(self.dtype).transpose(0, 2, 3, 1)
+        new_value = value.astype(self.dtype).transpose(0, 2, 1, 3)
         mixed = attention(
             query.transpose(0, 2, 3, 1, 4),
             new_key,
@@ -120,7 +124,7 @@ class Attention(nn.Module):
             backend=self.backend,
         )
         mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, num_rows, -1)
-        out = OutputLinear(c.hidden_size, c.o_bias, name="o")(mixed)
+        out = OutputLinear(c.hidden_size, c.o_bias, self.dtype, name="o")(mixed)
         return out.astype(x.dtype), (new_key, new_value)
 
 
@@ -128,14 +132,16 @@ class GatedMLP(nn.Module):
     """`down(act(gate(x)) * up(x))` with gate and up in one product."""
 
     config: ModelConfig
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
-        both = Linear((2, c.intermediate_size), c.mlp_bias, name="gate_up")(x)
-        gate, up = both[..., 0, :], both[..., 1, :]
+        both = Linear((2, c.intermediate_size), c.mlp_bias, self.dtype, name="gate_up")(x)
+        gate, up = (both[..., i, :].astype(jnp.float32) for i in range(2))
         gate = jax.nn.silu(gate) if c.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        return OutputLinear(c.hidden_size, c.mlp_bias, name="down")(gate * up).astype(x.dtype)
+        down = OutputLinear(c.hidden_size, c.mlp_bias, self.dtype, name="down")
+        return down(gate * up).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -143,7 +149,7 @@ class Block(nn.Module):
 
     Attributes:
         config: the model.
-        kv_dtype: dtype of keys and values: of attention's operands and of the cache.
+        kv_dtype: dtype of keys and values, and of what products return.
         backend: who computes attention.
     """
 
@@ -166,5 +172,5 @@ class Block(nn.Module):
         attend = Attention(self.config, self.kv_dtype, self.backend, name="attn")
         mixed, rows = attend(norm("attn_norm")(x), angles, mask, cached, window)
         x = x + (norm("attn_post_norm")(mixed) if self.config.post_norms else mixed)
-        update = GatedMLP(self.config, name="mlp")(norm("mlp_norm")(x))
+        update = GatedMLP(self.config, self.kv_dtype, name="mlp")(norm("mlp_norm")(x))
         return x + (norm("mlp_post_norm")(update) if self.config.post_norms else update), rows

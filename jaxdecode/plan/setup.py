@@ -109,18 +109,10 @@ def setup(
         kv_dtype=jnp.dtype(kv_dtype),
         stacked=layers == "stacked" or (layers == "auto" and platform == "tpu"),
         kv_copies=copies,
-        backend=_backend(attention, config, mesh),
+        backend=backends.choose(attention, config, mesh),
     )
     params(made)  # refuses what does not divide
     return made
-
-
-def _backend(asked: str, config: ModelConfig, mesh: Mesh) -> Backend:
-    if asked == "auto":
-        # `choose` looks at this process's devices; ours are only in the mesh.
-        own = mesh.devices.flat[0].platform
-        asked = "xla" if backends.refuses(own, config) else own
-    return backends.choose(asked, config, mesh)
 
 
 def params(made: Setup) -> Any:
