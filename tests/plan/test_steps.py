@@ -1,0 +1,133 @@
+"""Steps of the loop at the shape of Llama 3 8B, compiled for slices that are not here.
+
+The bytes that a step moves are held against the analytic floor, and what passes between devices
+against an allow-list. Contexts fill their cache, so that the kernel's estimate is what it reads.
+"""
+
+import functools
+import itertools
+
+import pytest
+
+from jaxdecode.convert.catalog import model_shape
+from jaxdecode.dist import mesh as meshes
+from jaxdecode.engine import SLACK
+from jaxdecode.plan import hardware, programs, traffic
+from jaxdecode.plan import setup as setups
+from jaxdecode.plan.floor import floor
+from tests.plan.topologies import needs_cuda_compiler, needs_tpu_compiler, quiet_compilers
+
+__all__ = ["quiet_compilers"]
+SHORT, LONG = 2048, 16384
+MESHES = {
+    "v5e:4x4": ("data=2,model=8", 16),
+    "v5p:4x4x4": ("data=8,model=8", 64),
+    "v6e:4x4": ("data=2,model=8", 16),
+    "h100:8": ("data=1,model=8", 8),
+}
+# A step of so many nodes over so many slots reads at most so much more than its floor.
+BOUNDS = [
+    ("v5e:4x4", 1, LONG, 1.05),
+    ("v5e:4x4", 64, LONG, 1.05),
+    ("v5e:4x4", 1, SHORT, 1.05),
+    ("v5p:4x4x4", 1, SHORT, 1.05),
+    ("v5p:4x4x4", 1, LONG, 1.05),
+    # Activations of 512 tokens do not fit v5p's vector memory.
+    ("v5p:4x4x4", 64, LONG, 1.55),
+    ("v6e:4x4", 64, LONG, 1.10),
+]
+FAST = 2
+
+
+@functools.lru_cache(maxsize=2)
+def setup(name: str, slots: int) -> setups.Setup:
+    mesh, batch = MESHES[name]
+    devices = hardware.devices(hardware.parse(name))
+    made = setups.setup(
+        model_shape("llama3-8b"),
+        meshes.make(mesh, devices),
+        batch=batch,
+        context=slots - SLACK,
+        layers="stacked",
+    )
+    assert made.slots == slots
+    return made
+
+
+@functools.lru_cache(maxsize=2)
+def compiled(name: str, nodes: int, slots: int) -> programs.Program:
+    found = programs.compile_step(setup(name, slots), nodes)
+    assert found.traffic is not None
+    return found
+
+
+def check_floor(name, nodes, slots, bound):
+    made = setup(name, slots)
+    ratio = compiled(name, nodes, slots).traffic.step().hbm_bytes / floor(made, nodes).hbm_bytes
+    assert 0.99 < ratio <= bound
+
+
+def check_collectives(name, nodes, slots):
+    made, found = setup(name, slots), compiled(name, nodes, slots).traffic.step()
+    layers = made.config.num_layers
+    in_layers = [c for c in found.collectives if c.times == layers]
+    assert [c.kind for c in in_layers] == ["all-reduce"] * 2
+    rows = made.batch // made.mesh.shape["data"] * nodes
+    stream = rows * made.config.hidden_size * made.dtype.itemsize
+    assert all(c.bytes == stream for c in in_layers)
+    # Besides: the embedding's rows, and numbers per row of argmax and log-probability.
+    for other in found.collectives:
+        if other not in in_layers:
+            assert other.bytes <= (stream if other.kind == "all-reduce" else 64 * rows), other
+
+
+def check_cache(name, nodes, slots):
+    made, found = setup(name, slots), compiled(name, nodes, slots)
+    cache = setups.cache(made)
+    held = setups.shard_bytes(cache)
+    assert found.aliased >= held
+    assert found.temporaries < 0.04 * held
+    for leaf in (cache.key, cache.value):
+        own = leaf.sharding.shard_shape(leaf.shape)
+        for dims in set(itertools.permutations(own)):
+            assert not traffic.copies(found.module, dims), dims
+
+
+def check(name, nodes, slots, bound):
+    check_floor(name, nodes, slots, bound)
+    check_collectives(name, nodes, slots)
+    check_cache(name, nodes, slots)
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize(("name", "nodes", "slots", "bound"), BOUNDS[:FAST])
+def test_a_step_moves_what_it_must_and_little_else(name, nodes, slots, bound):
+    check(name, nodes, slots, bound)
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "nodes", "slots", "bound"), BOUNDS[FAST:])
+def test_every_slice_moves_what_it_must_and_little_else(name, nodes, slots, bound):
+    check(name, nodes, slots, bound)
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
+def test_without_the_kernel_a_tree_reads_the_cache_again_and_again():
+    made = setups.setup(
+        model_shape("llama3-8b"),
+        setup("v5e:4x4", LONG).mesh,
+        batch=16,
+        context=LONG - SLACK,
+        attention="xla",
+    )
+    plain = programs.compile_step(made, 64).traffic.step().hbm_bytes
+    assert plain > 2 * floor(made, 64).hbm_bytes
+
+
+@needs_cuda_compiler
+@pytest.mark.slow
+def test_gpus_exchange_two_sums_per_layer_and_write_in_place():
+    check_collectives("h100:8", 1, SHORT)
+    check_cache("h100:8", 1, SHORT)
