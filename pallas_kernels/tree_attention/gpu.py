@@ -12,7 +12,9 @@ length: nothing of the cache's shape is sliced or copied before.
 
 import dataclasses
 import functools
+import json
 import math
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +25,6 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int, UInt32
 
 from pallas_kernels.bits import WORD
-from pallas_kernels.tree_attention import problem
 from pallas_kernels.tree_attention.problem import Problem
 from pallas_kernels.worklist import NEW_FULL, WorkList
 
@@ -38,23 +39,23 @@ _PRECISION_ON_CPU = lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Sizes that trade registers, shared memory and occupancy.
+    """Sizes that trade registers, shared memory and occupancy; `tuned/gpu.json` lists them.
 
     Attributes:
         rows: most queries of a program.
         columns: most keys of one step.
         warps: warps of a program.
         stages: steps whose keys and values are in flight.
-        programs: programs wanted on the device, a few for each multiprocessor.
-        least_columns: slots of a share below which rows are not split further.
+        programs: programs that fill a device.
+        least_share: slots of a share below which a row is not split further.
     """
 
     rows: int
     columns: int
     warps: int
     stages: int
-    programs: int = 512
-    least_columns: int = 256
+    programs: int = 256
+    least_share: int = 512
 
 
 class _Inputs(NamedTuple):
@@ -89,22 +90,51 @@ class _Place(NamedTuple):
 def refuses(sizes: Problem, device_kind: str | None = None) -> str | None:
     """Why this kernel cannot serve a problem; None if it can."""
     del device_kind
-    if sizes.dtype not in _PRECISION:
-        return f"keys are {sizes.dtype}; use one of {', '.join(_PRECISION)}"
-    if sizes.head_dim < _SMALLEST or sizes.head_dim & (sizes.head_dim - 1):
-        return f"head_dim={sizes.head_dim} is not a power of two from {_SMALLEST} on"
-    if sizes.page % _SMALLEST:
-        return f"a page of {sizes.page} slots is not a multiple of {_SMALLEST}"
+    width, widest = sizes.head_dim, 128 if sizes.dtype == "float32" else 256
     if sizes.window:
-        return "it has no sliding windows"
+        return f"window={sizes.window}: it has no sliding windows; use 'xla'."
+    if sizes.dtype not in _PRECISION:
+        return f"keys of dtype {sizes.dtype}; it takes {' or '.join(_PRECISION)}."
+    if width & (width - 1) or not _SMALLEST <= width <= widest:
+        return (
+            f"head_dim={width} in {sizes.dtype} is not a power of two from {_SMALLEST} to {widest},"
+            " beyond which registers spill; use 'xla'."
+        )
+    if sizes.page % _SMALLEST:
+        return f"a page of {sizes.page} slots is not a multiple of {_SMALLEST}."
     return None
 
 
-def default_blocks(sizes: Problem) -> Blocks:
-    """Sizes that compile without register spills on sm_80, sm_90a and sm_100a."""
-    if sizes.dtype == "float32":
-        return Blocks(rows=32, columns=32 if sizes.head_dim <= 64 else 16, warps=4, stages=2)
-    return Blocks(rows=64, columns=64 if sizes.head_dim <= 128 else 32, warps=4, stages=2)
+def blocks_for(sizes: Problem, device_kind: str | None = None) -> Blocks:
+    """The tuned sizes of a device kind, e.g. "NVIDIA H100 80GB HBM3"; None if unknown.
+
+    Chosen by what compiles without register spills; see `tests/kernels/test_gpu_compile.py`.
+    """
+    kinds = [kind for kind in _tuned() if (device_kind or "").startswith(kind)]
+    sizes_of = [entry for kind in (*kinds, "default") for entry in _tuned()[kind]]
+    fits = (
+        entry["blocks"]
+        for entry in sizes_of
+        if entry["itemsize"] == sizes.itemsize and sizes.head_dim <= entry["head_dim"]
+    )
+    return Blocks(**next(fits))
+
+
+@functools.cache
+def _tuned() -> dict[str, list[dict[str, Any]]]:
+    text = resources.files(__package__).joinpath("tuned/gpu.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def _device_kind() -> str | None:
+    return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
+
+
+def _replace(tuned: Blocks, blocks: dict[str, int]) -> Blocks:
+    unknown = set(blocks) - set(vars(tuned))
+    if unknown:
+        raise ValueError(f"blocks={blocks}: {min(unknown)!r} is none of {', '.join(vars(tuned))}.")
+    return dataclasses.replace(tuned, **blocks)
 
 
 def tree_attention(
@@ -117,8 +147,9 @@ def tree_attention(
     words: UInt32[Array, "M W R"],
     layer: Int[Array, ""],
     *,
+    sizes: Problem,
     out_dtype: Any,
-    interpret: bool = False,
+    interpret: Any = False,
     blocks: dict[str, int] | None = None,
 ) -> Float[Array, "B K G T d"]:
     """As `api.tree_attention`, for rows padded to whole tiles and sizes that are not refused.
@@ -132,22 +163,27 @@ def tree_attention(
         work: the plan.
         words: tiles of packed words, of `work.row_tile` rows and columns.
         layer: layer of the cache to read.
+        sizes: the sizes of the call.
         out_dtype: dtype of the result.
         interpret: run on the CPU.
         blocks: fields of `Blocks` to replace.
+
+    Raises:
+        ValueError: `blocks` names no field of `Blocks`.
     """
     if cached_key is None or cached_value is None:
         # Nothing is cached, so all lengths are 0 and this stand-in is never read.
         cached_key, cached_value = new_key[None], new_value[None]
     batch, heads, group, rows, width = query.shape
-    sizes = problem.of(query, new_key, cached_key, work)
-    tuned = dataclasses.replace(default_blocks(sizes), **(blocks or {}))
-    tiling = _tiling(sizes, tuned, _PRECISION_ON_CPU if interpret else _PRECISION[sizes.dtype])
+    tuned = _replace(blocks_for(sizes, _device_kind()), blocks or {})
+    precision = _PRECISION_ON_CPU if interpret else _PRECISION[sizes.dtype]
+    tiling = _tiling(sizes, tuned, page=cached_value.shape[3], precision=precision)
     shares = (tiling.shares, batch, heads, group * rows)
+    axes = jax.typeof(query).manual_axis_type
     mixed, peak, total = pl.pallas_call(
         functools.partial(_program, tiling=tiling),
         out_shape=[
-            jax.ShapeDtypeStruct(shape, jnp.float32)
+            jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=axes)
             for shape in ((*shares, width), shares, shares)
         ],
         grid=(batch * heads * tiling.row_tiles, tiling.shares),
@@ -156,7 +192,7 @@ def tree_attention(
         name="tree_attention",
     )(
         _Inputs(
-            **_by_query_tile(work, rows // work.row_tile),
+            **_by_query_tile(work, tiling.query_tiles),
             layer=layer.reshape(1),
             lengths=work.lengths,
             table=work.table,
@@ -189,23 +225,23 @@ class _Tiling:
     precision: Any
 
 
-def _tiling(sizes: Problem, blocks: Blocks, precision: Any) -> _Tiling:
-    query_tiles = sizes.rows // sizes.row_tile
+def _tiling(sizes: Problem, blocks: Blocks, *, page: int, precision: Any) -> _Tiling:
+    query_tiles, num_rows = sizes.padded_rows // sizes.row_tile, sizes.group * sizes.padded_rows
     # Where all new rows share one list, a tile of queries may span several heads of the group.
-    span = sizes.row_tile if query_tiles > 1 else sizes.group * sizes.rows
+    span = sizes.row_tile if query_tiles > 1 else num_rows
     rows = math.gcd(blocks.rows, span)
-    row_tiles = sizes.group * sizes.rows // rows
+    row_tiles = num_rows // rows
     wanted = -(-blocks.programs // (sizes.batch * sizes.kv_heads * row_tiles))
-    most = -(-sizes.page * sizes.pages_per_row // blocks.least_columns)
+    most = -(-page * sizes.pages_per_row // blocks.least_share)
     return _Tiling(
         rows=rows,
-        columns=math.gcd(blocks.columns, sizes.page),
+        columns=math.gcd(blocks.columns, page),
         new_columns=math.gcd(blocks.columns, sizes.row_tile),
         row_tile=sizes.row_tile,
         row_tiles=row_tiles,
         query_tiles=query_tiles,
         heads=sizes.kv_heads,
-        page=sizes.page,
+        page=page,
         shares=max(1, min(wanted, most)),
         precision=precision,
     )
