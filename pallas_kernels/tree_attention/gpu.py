@@ -59,8 +59,11 @@ class Blocks:
 
 
 class _Inputs(NamedTuple):
-    """Everything a program reads. `first` and `num_new` are by tile of queries, the rest of the
-    plan by item; keys, values and words as in `tree_attention`."""
+    """Everything a program reads.
+
+    `first` and `num_new` are by tile of queries, the rest of the plan is by item; keys, values and
+    words are as in `tree_attention`.
+    """
 
     layer: Any
     lengths: Any
@@ -127,7 +130,11 @@ def _tuned() -> dict[str, list[dict[str, Any]]]:
 
 
 def _device_kind() -> str | None:
-    return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
+    """Of the mesh that the call is traced for, which need not be here; else of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None and jax.default_backend() == "gpu":
+        device = jax.devices()[0]
+    return None if device is None else device.device_kind
 
 
 def _replace(tuned: Blocks, blocks: dict[str, int]) -> Blocks:

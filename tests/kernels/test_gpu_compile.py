@@ -108,20 +108,10 @@ def _sizes(rows=64, head_dim=128, dtype="bfloat16", **more):
     )
 
 
-def _name(kind):
-    """As `jax.Device.device_kind` says on such a GPU."""
-    found = re.search('device_description_str: "(.*)"', gpu_topology.target_config(kind))
-    assert found
-    return found[1]
-
-
-def _check(kind, sizes, folder, *, num_gpus=1, tuned=False):
+def _check(kind, sizes, folder, *, num_gpus=1, blocks=None):
     """Compiles without spills and within shared memory; the PTX and the program."""
-    devices = _devices(kind, num_gpus)
-    blocks = vars(gpu.blocks_for(sizes, _name(kind))) if tuned else None
-    registers, spilled, ptx, compiled = _registers(
-        kind, _lower(sizes, devices, blocks=blocks), folder
-    )
+    lowered = _lower(sizes, _devices(kind, num_gpus), blocks=blocks)
+    registers, spilled, ptx, compiled = _registers(kind, lowered, folder)
     shared = _shared_memory(folder)
     assert registers <= 255 and spilled == 0, (registers, spilled)
     assert shared <= gpu_topology.figure(kind, "shared_memory_per_block_optin")
@@ -135,17 +125,18 @@ def _check(kind, sizes, folder, *, num_gpus=1, tuned=False):
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("rows", [32, 64, 256])
 def test_matrix(kind, dtype, head_dim, rows, tmp_path):
-    """With the sizes for unknown devices, and with the kind's own where they differ."""
+    """With the kind's own sizes, and with those for unknown devices where they differ."""
     sizes = _sizes(rows, head_dim, dtype)
-    _check(kind, sizes, tmp_path / "default")
-    if gpu.blocks_for(sizes, _name(kind)) != gpu.blocks_for(sizes):
-        _check(kind, sizes, tmp_path / "tuned", tuned=True)
+    _check(kind, sizes, tmp_path / "own")
+    default = gpu.blocks_for(sizes)
+    if gpu.blocks_for(sizes, gpu_topology.device_kind(kind)) != default:
+        _check(kind, sizes, tmp_path / "default", blocks=vars(default))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensor_cores_and_asynchronous_copies(kind, tmp_path):
     """What the generation has is used, and the cache is read 16 bytes at a time."""
-    ptx, _ = _check(kind, _sizes(), tmp_path, tuned=True)
+    ptx, _ = _check(kind, _sizes(), tmp_path)
     product = {"a100": "mma.sync", "h100": "wgmma.mma_async", "b200": "tcgen05.mma"}[kind]
     assert product in ptx
     assert f".target {ARCHITECTURES[kind]}" in ptx
@@ -174,9 +165,7 @@ def test_float32_is_not_rounded(tmp_path, monkeypatch):
 def test_other_shapes(more, tmp_path):
     defaults = {"rows": 64, "head_dim": 128, "page": 2048, "page_block": 512}
     settings = {**defaults, **more}
-    sizes = Problem(
-        batch=2, kv_heads=2, group=4, dtype="bfloat16", **{"layers": 3, **settings}
-    )
+    sizes = Problem(batch=2, kv_heads=2, group=4, dtype="bfloat16", **{"layers": 3, **settings})
     _check("h100", sizes, tmp_path)
 
 
@@ -197,6 +186,7 @@ def test_the_cache_is_read_where_it_lies(num_gpus, tmp_path):
 def test_names_and_figures():
     for kind in gpu_topology.KINDS:
         assert gpu_topology.figure(kind, "device_memory_size") > 2**36
+        assert gpu_topology.device_kind(kind).startswith(f"NVIDIA {kind.upper()}")
     assert {kind: gpu_topology.architecture(kind) for kind in KINDS} == ARCHITECTURES
     with pytest.raises(UnknownNameError, match="Did you mean 'h100' or 'h200'"):
         gpu_topology.devices("h1000")
