@@ -19,7 +19,8 @@ def target_config(kind: str) -> str:
     """
     if kind not in KINDS:
         raise UnknownNameError(
-            f"GPU {kind!r} is not known.{near_matches(kind, list(KINDS))} Known: {', '.join(KINDS)}."
+            f"GPU {kind!r} is not known.{near_matches(kind, list(KINDS))} "
+            f"Known: {', '.join(KINDS)}."
         )
     return resources.files(__package__).joinpath(f"gpu_targets/{kind}.txtpb").read_text("utf-8")
 

@@ -22,8 +22,13 @@ from pallas_kernels.tree_attention.problem import Problem
 
 KINDS = ("a100", "h100", "b200")
 ARCHITECTURES = {"a100": "sm_80", "h100": "sm_90a", "b200": "sm_100a"}
-# As users compile; the suite's own flags spare the optimiser.
-OPTIONS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+# As users compile (the suite's own flags spare the optimiser), but spills are errors.
+OPTIONS = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_gpu_fail_ptx_compilation_on_register_spilling": True,
+    "xla_dump_emitter_re": "llvm|ptx",
+}
 
 
 def _devices(kind, num_gpus=1):
@@ -150,6 +155,11 @@ def test_float32_is_not_rounded(tmp_path, monkeypatch):
     twin, _ = _check("a100", _sizes(dtype="float32"), tmp_path / "rounded")
     products = [len(re.findall(r"mma\.sync\S*tf32", text)) for text in (ptx, twin)]
     assert products[0] == 3 * products[1] > 0
+
+
+def test_a_spill_would_be_noticed(tmp_path):
+    with pytest.raises(Exception, match="register spilling"):
+        _check("h100", _sizes(dtype="float32"), tmp_path, blocks={"rows": 64, "columns": 32})
 
 
 @pytest.mark.parametrize(
