@@ -125,7 +125,7 @@ def blocks_for(sizes: Problem, device_kind: str | None = None) -> Blocks:
 
 @functools.cache
 def _tuned() -> dict[str, list[dict[str, Any]]]:
-    text = resources.files(__package__).joinpath("tuned/gpu.json").read_text(encoding="utf-8")
+    text = resources.files("pallas_kernels.tree_attention").joinpath("tuned/gpu.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 
