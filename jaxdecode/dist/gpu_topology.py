@@ -22,7 +22,8 @@ def target_config(kind: str) -> str:
             f"GPU {kind!r} is not known.{near_matches(kind, list(KINDS))} "
             f"Known: {', '.join(KINDS)}."
         )
-    return resources.files("jaxdecode.dist").joinpath(f"gpu_targets/{kind}.txtpb").read_text("utf-8")
+    data = resources.files("jaxdecode.dist") / "gpu_targets" / f"{kind}.txtpb"
+    return data.read_text(encoding="utf-8")
 
 
 def device_kind(kind: str) -> str:

@@ -24,6 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int, UInt32
 
+from pallas_kernels import device
 from pallas_kernels.bits import WORD
 from pallas_kernels.tree_attention.problem import Problem
 from pallas_kernels.worklist import NEW_FULL, WorkList
@@ -125,16 +126,8 @@ def blocks_for(sizes: Problem, device_kind: str | None = None) -> Blocks:
 
 @functools.cache
 def _tuned() -> dict[str, list[dict[str, Any]]]:
-    text = resources.files("pallas_kernels.tree_attention").joinpath("tuned/gpu.json").read_text(encoding="utf-8")
-    return json.loads(text)
-
-
-def _device_kind() -> str | None:
-    """Of the mesh that the call is traced for, which need not be here; else of this machine."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None and jax.default_backend() == "gpu":
-        device = jax.devices()[0]
-    return None if device is None else device.device_kind
+    data = resources.files("pallas_kernels.tree_attention") / "tuned" / "gpu.json"
+    return json.loads(data.read_text(encoding="utf-8"))
 
 
 def _replace(tuned: Blocks, blocks: dict[str, int]) -> Blocks:
@@ -182,7 +175,7 @@ def tree_attention(
         # Nothing is cached, so all lengths are 0 and this stand-in is never read.
         cached_key, cached_value = new_key[None], new_value[None]
     batch, heads, group, rows, width = query.shape
-    tuned = _replace(blocks_for(sizes, _device_kind()), blocks or {})
+    tuned = _replace(blocks_for(sizes, device.kind("gpu")), blocks or {})
     precision = _PRECISION_ON_CPU if interpret else _PRECISION[sizes.dtype]
     tiling = _tiling(sizes, tuned, page=cached_value.shape[3], precision=precision)
     shares = (tiling.shares, batch, heads, group * rows)
