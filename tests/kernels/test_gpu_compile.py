@@ -27,7 +27,7 @@ OPTIONS = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
     "xla_gpu_fail_ptx_compilation_on_register_spilling": True,
-    "xla_dump_emitter_re": "llvm|ptx",
+    "xla_dump_emitter_re": "ptx",
 }
 
 
