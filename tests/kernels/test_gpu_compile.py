@@ -22,11 +22,10 @@ from pallas_kernels.tree_attention.problem import Problem
 
 KINDS = ("a100", "h100", "b200")
 ARCHITECTURES = {"a100": "sm_80", "h100": "sm_90a", "b200": "sm_100a"}
-# As users compile (the suite's own flags spare the optimiser), but spills are errors.
+# As users compile (the suite's own flags spare the optimiser), and the PTX is kept.
 OPTIONS = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
-    "xla_gpu_fail_ptx_compilation_on_register_spilling": True,
     "xla_dump_emitter_re": "ptx",
 }
 
@@ -118,7 +117,7 @@ def _check(kind, sizes, folder, *, num_gpus=1, blocks=None):
     lowered = _lower(sizes, _devices(kind, num_gpus), blocks=blocks)
     registers, spilled, ptx, compiled = _registers(kind, lowered, folder)
     shared = _shared_memory(folder)
-    assert registers <= 255 and spilled == 0, (registers, spilled)
+    assert registers <= 255 and spilled == 0, f"{registers} registers, {spilled} bytes spilled"
     assert shared <= gpu_topology.figure(kind, "shared_memory_per_block_optin")
     print(f"{kind} {sizes.dtype} T={sizes.rows} d={sizes.head_dim}: {registers=} {shared=}")
     return ptx, compiled
@@ -158,7 +157,7 @@ def test_float32_is_not_rounded(tmp_path, monkeypatch):
 
 
 def test_a_spill_would_be_noticed(tmp_path):
-    with pytest.raises(Exception, match="register spilling"):
+    with pytest.raises(AssertionError, match="bytes spilled"):
         _check("h100", _sizes(dtype="float32"), tmp_path, blocks={"rows": 64, "columns": 32})
 
 
