@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from jaxdecode.dist import gpu_topology
 from jaxdecode.errors import InputError, UnknownNameError, UnsupportedError, near_matches
 
 _GIB = 2**30
@@ -85,16 +86,9 @@ CHIPS = {
         _tpu("tpu7x", 94.75, 3690, 1154, 600, 64, dimensions=3, devices_per_chip=2),
         _gpu("a100", 85_100_068_864, 2039, 312, 300),
         _gpu("h100", 84_942_979_072, 3352, 989, 450),
+        _gpu("h200", 151_397_597_184, 4800, 989, 450),
         _gpu("b200", 191_514_411_008, 7672, 2250, 900),
     )
-}
-
-# What XLA asks of a GPU when none is there: name, compute capability, cores, float32 lanes per
-# core, shared memory per core and the most of it a block may have, level-2 cache, clock in GHz.
-_CUDA = {
-    "a100": ("NVIDIA A100-SXM4-80GB", 8, 108, 64, 167_936, 166_912, 41_943_040, 1.41),
-    "h100": ("NVIDIA H100 80GB HBM3", 9, 132, 128, 233_472, 232_448, 52_428_800, 1.98),
-    "b200": ("NVIDIA B200", 10, 148, 128, 233_472, 232_448, 132_644_864, 1.965),
 }
 
 
@@ -176,26 +170,18 @@ def devices(topology: Topology) -> Sequence[Any]:
         InputError: the compiler knows no such slice.
     """
     chip = topology.chip
-    _require_compiler(chip)
+    if chip.platform == "cuda":
+        hosts, gpus = topology.shape
+        return gpu_topology.devices(chip.name, gpus, hosts=hosts)
+    _require_libtpu(chip)
     from jax.experimental import topologies
 
+    # By default a v4 chip is two devices, which meshes refuse, and hosts have four chips.
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    if math.prod(topology.shape) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        if chip.platform == "cuda":
-            hosts, gpus = topology.shape
-            found = topologies.get_topology_desc(
-                platform="cuda",
-                topology_name=chip.name,
-                target_config=cuda_target(chip),
-                topology=f"1x{hosts}x{gpus}",
-            )
-        else:
-            # By default a v4 chip is two devices, which meshes refuse, and hosts have four chips.
-            options: dict[str, Any] = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
-            if math.prod(topology.shape) == 1:
-                options["chips_per_host_bounds"] = (1, 1, 1)
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=topology.name, **options
-            )
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -204,44 +190,9 @@ def devices(topology: Topology) -> Sequence[Any]:
     return found.devices
 
 
-def _require_compiler(chip: Chip) -> None:
-    module, extra = ("libtpu", "tpu") if chip.platform == "tpu" else ("jax_cuda13_plugin", "cuda13")
-    if importlib.util.find_spec(module) is None:
+def _require_libtpu(chip: Chip) -> None:
+    if importlib.util.find_spec("libtpu") is None:
         raise UnsupportedError(
-            f"compiling for {chip.name} needs {module}, which is not installed; "
-            f"pip install 'jaxdecode[{extra}]'. No {chip.platform.upper()} device is needed."
+            f"compiling for {chip.name} needs libtpu, which is not installed; "
+            "pip install 'jaxdecode[tpu]'. No TPU device is needed."
         )
-
-
-def cuda_target(chip: Chip) -> str:
-    """Description of a GPU for XLA's compiler, in the text form of its protocol buffer."""
-    name, major, cores, lanes, shared, shared_block, cache, clock = _CUDA[chip.name]
-    # Limits that all three generations share (CUDA programming guide, compute capabilities).
-    return f"""
-gpu_device_info {{
-  cuda_compute_capability {{ major: {major} minor: 0 }}
-  core_count: {cores}
-  fpus_per_core: {lanes}
-  clock_rate_ghz: {clock}
-  memory_bandwidth: {int(chip.hbm_gbps * 1e9)}
-  device_memory_size: {chip.hbm_bytes}
-  l2_cache_size: {cache}
-  shared_memory_per_core: {shared}
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: {shared_block}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  thread_dim_limit_x: 1024
-  thread_dim_limit_y: 1024
-  thread_dim_limit_z: 64
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 10 }}
-device_description_str: "{name}"
-"""

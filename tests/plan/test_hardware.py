@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from jaxdecode.dist import gpu_topology
 from jaxdecode.errors import InputError, UnknownNameError, UnsupportedError
 from jaxdecode.plan import hardware
 
@@ -48,7 +49,7 @@ def test_bad_topologies(text, kind, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "extra"), [("v5e:2x2", "jaxdecode.tpu."), ("h100:8", "jaxdecode.cuda13.")]
+    ("text", "extra"), [("v5e:2x2", "jaxdecode.tpu."), ("h100:8", "jaxdecode.gpu-aot.")]
 )
 def test_a_missing_compiler_says_which_extra_to_install(monkeypatch, text, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -57,13 +58,26 @@ def test_a_missing_compiler_says_which_extra_to_install(monkeypatch, text, extra
 
 
 def test_the_ridge_of_every_chip_is_plausible():
-    assert set(hardware.CHIPS) == {"v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "h100", "b200"}
+    assert set(hardware.CHIPS) == {
+        "v4",
+        "v5e",
+        "v5p",
+        "v6e",
+        "tpu7x",
+        "a100",
+        "h100",
+        "h200",
+        "b200",
+    }
     for chip in hardware.CHIPS.values():
         assert 100 < chip.ridge < 700, chip
         assert (chip.vmem_bytes > 0) == (chip.platform == "tpu")
 
 
-def test_a_gpu_is_described_in_full():
-    for name in ("a100", "h100", "b200"):
-        text = hardware.cuda_target(hardware.CHIPS[name])
-        assert text.count("{") == text.count("}") and "None" not in text
+def test_gpus_are_those_that_can_be_compiled_for():
+    gpus = {name: chip for name, chip in hardware.CHIPS.items() if chip.platform == "cuda"}
+    assert set(gpus) == set(gpu_topology.KINDS)
+    for name, chip in gpus.items():
+        assert chip.hbm_bytes == gpu_topology.figure(name, "device_memory_size")
+        bandwidth = gpu_topology.figure(name, "memory_bandwidth")
+        assert abs(chip.hbm_gbps * 1e9 / bandwidth - 1) < 1e-3

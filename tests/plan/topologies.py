@@ -12,7 +12,7 @@ needs_tpu_compiler = pytest.mark.skipif(
 )
 needs_cuda_compiler = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="the CUDA plugin is not installed: pip install 'jaxdecode[cuda13]'",
+    reason="the CUDA plugin is not installed: pip install 'jaxdecode[gpu-aot]'",
 )
 
 
