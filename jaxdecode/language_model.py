@@ -128,8 +128,7 @@ def load(
         params = layout.with_copies(params)
     tokenizer = pipeline.read_tokenizer(source)
     end_tokens = pipeline.read_end_tokens(source, tokenizer)
-    backend = backends.choose(attention, config, mesh)
-    return _bind(config, params, str(model), tokenizer, end_tokens, backend)
+    return _bind(config, params, str(model), tokenizer, end_tokens, mesh, attention)
 
 
 def from_params(
@@ -155,8 +154,7 @@ def from_params(
         config, params = _split(config, flat, mesh)
         if stacked:
             params["layers"] = _stack(params["layers"], mesh)
-    backend = backends.choose(attention, config, mesh)
-    return _bind(config, params, name, tokenizer, end_tokens, backend)
+    return _bind(config, params, name, tokenizer, end_tokens, mesh, attention)
 
 
 def _split(
@@ -185,10 +183,12 @@ def _bind(
     name: str,
     tokenizer: Tokenizer | None,
     end_tokens: Sequence[int],
-    backend: Backend,
+    mesh: Mesh | None,
+    attention: str,
 ) -> LanguageModel:
     dtype = params["embed"]["embedding"].dtype
     kv_dtype = jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else dtype
+    backend = backends.choose(attention, config, kv_dtype, mesh)
     return LanguageModel(
         name=name,
         config=config,
@@ -198,7 +198,7 @@ def _bind(
         end_tokens=tuple(end_tokens),
         dtype=dtype,
         kv_dtype=kv_dtype,
-        mesh=backend.mesh,
+        mesh=mesh,
     )
 
 

@@ -21,12 +21,14 @@ from jaxdecode.errors import InputError, UnsupportedError
 from pallas_kernels import device, worklist
 from pallas_kernels.tree_attention import api as kernels
 from pallas_kernels.tree_attention import blocks
+from pallas_kernels.tree_attention.problem import Problem
 
 IMPLS = ("auto", "xla", "tpu", "gpu")
 # Most rows that a kernel is given; chunks of prefill are longer.
 MAX_ROWS = 256
 # Queries per tile of XLA's causal attention; a tile does not compute the keys after its own end.
 _TILE = 128
+_LANES = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,13 +77,14 @@ class Plan:
     words: Any
 
 
-def choose(impl: str, config: Any, mesh: Mesh | None) -> Backend:
+def choose(impl: str, config: Any, kv_dtype: Any, mesh: Mesh | None) -> Backend:
     """The backend for a model.
 
     Args:
         impl: "xla", "tpu", "gpu", or "auto": the kernel of the devices if it can serve the model,
             else XLA.
-        config: the model's.
+        config: the model's, with the KV heads it has there.
+        kv_dtype: dtype of keys and values.
         mesh: devices it is split over; None for this program's own.
 
     Raises:
@@ -94,9 +97,10 @@ def choose(impl: str, config: Any, mesh: Mesh | None) -> Backend:
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     platform = "gpu" if platform == "cuda" else platform
     if impl == "auto":
-        impl = platform if platform in IMPLS and not refuses(platform, config) else "xla"
+        has_kernel = platform in IMPLS and not refuses(platform, config, kv_dtype, mesh)
+        impl = platform if has_kernel else "xla"
     elif impl != "xla":
-        reason = refuses(impl, config)
+        reason = refuses(impl, config, kv_dtype, mesh)
         if impl != platform:
             reason = f"it runs on {impl}, but the devices are {platform}"
         if reason:
@@ -106,12 +110,31 @@ def choose(impl: str, config: Any, mesh: Mesh | None) -> Backend:
     return Backend(impl=impl, mesh=mesh)  # type: ignore[arg-type]
 
 
-def refuses(impl: str, config: Any) -> str | None:
+def refuses(impl: str, config: Any, kv_dtype: Any, mesh: Mesh | None) -> str | None:
     """Why a kernel cannot serve a model; None if it can."""
-    del impl
     if any(config.layer_windows):
         return "some of its layers have a sliding window, which kernels do not mask"
-    return None
+    sizes = Problem(
+        batch=1,
+        kv_heads=_own_heads(config.num_kv_heads, mesh),
+        group=config.group_size,
+        rows=1,
+        head_dim=config.head_dim,
+        dtype=jnp.dtype(kv_dtype).name,
+        page=_LANES,
+        page_block=_LANES,
+    )
+    return kernels.supports(impl, sizes, _kind(impl, mesh))  # type: ignore[arg-type]
+
+
+def _own_heads(num_kv_heads: int, mesh: Mesh | None) -> int:
+    """KV heads of one device."""
+    return num_kv_heads if mesh is None else num_kv_heads // mesh.shape[rules.RULES["kv_heads"]]
+
+
+def _kind(impl: str, mesh: Mesh | None) -> str | None:
+    """Kind of the devices, which need not be here."""
+    return device.kind(impl) if mesh is None else mesh.devices.flat[0].device_kind
 
 
 def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> masks.MaskProgram:
@@ -121,9 +144,7 @@ def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> mask
         return mask
     key = jax.tree.leaves(cached[0])[0]
     heads, width, slots = key.shape[-3:]
-    if backend.mesh is not None:
-        heads //= backend.mesh.shape[rules.RULES["kv_heads"]]
-    kind = device.kind(backend.impl) if backend.mesh is None else _kind(backend.mesh)
+    heads, kind = _own_heads(heads, backend.mesh), _kind(backend.impl, backend.mesh)
     block = blocks.page_block(slots, heads, width, key.dtype.itemsize, kind)
     list_work = functools.partial(worklist.plan, num_rows=rows, page=slots, page_block=block)
     words = mask.ancestors
@@ -141,11 +162,6 @@ def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> mask
         mask.cached
     )
     return dataclasses.replace(mask, plan=Plan(work=work, words=words))
-
-
-def _kind(mesh: Mesh) -> str:
-    """Device kind of a mesh, whose devices need not be here."""
-    return mesh.devices.flat[0].device_kind
 
 
 def per_layer(backend: Backend, cached: Rows | None) -> Any:
@@ -217,7 +233,7 @@ def _by_kernel(backend: Backend, query, new_key, new_value, cached: View, plan: 
     key, value, layer = cached
     if layer is None:
         key, value, layer = key[None], value[None], jnp.int32(0)
-    run = functools.partial(kernels.tree_attention, impl=backend.impl, interpret=backend.interpret)
+    run = functools.partial(_kernel, impl=backend.impl, interpret=backend.interpret)
     if backend.mesh is None:
         return run(query, new_key, new_value, key, value, plan.work, plan.words, layer=layer)
 
@@ -230,6 +246,13 @@ def _by_kernel(backend: Backend, query, new_key, new_value, cached: View, plan: 
     specs = (heads, heads, heads, whole, whole, rows, rows, PartitionSpec())
     apply = place.per_device(of_shard, backend.mesh, in_specs=specs, out_specs=heads)
     return apply(query, new_key, new_value, key, value, plan.work, plan.words, layer)
+
+
+def _kernel(*args: Any, **named: Any) -> Array:
+    try:
+        return kernels.tree_attention(*args, **named)
+    except NotImplementedError as error:
+        raise UnsupportedError(f"{error} Or load the model with attention='xla'.") from error
 
 
 def _slices(cached: View | None):

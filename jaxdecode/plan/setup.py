@@ -99,9 +99,10 @@ def setup(
         )
     size = mesh.shape[rules.RULES["kv_heads"]]
     copies = rules.kv_copies(config.num_kv_heads, config.group_size, size)
+    placed = heads.repeat_config(config, copies)
     platform = mesh.devices.flat[0].platform
     made = Setup(
-        config=heads.repeat_config(config, copies),
+        config=placed,
         mesh=mesh,
         batch=batch,
         context=context,
@@ -109,7 +110,7 @@ def setup(
         kv_dtype=jnp.dtype(kv_dtype),
         stacked=layers == "stacked" or (layers == "auto" and platform == "tpu"),
         kv_copies=copies,
-        backend=backends.choose(attention, config, mesh),
+        backend=backends.choose(attention, placed, jnp.dtype(kv_dtype), mesh),
     )
     params(made)  # refuses what does not divide
     return made

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,14 +38,16 @@ def test_tokens_do_not_depend_on_who_computes_attention(method, stacked):
 def test_windows_are_refused_by_kernels_and_auto_takes_xla(monkeypatch):
     config = toys.gemma_like()
     with pytest.raises(UnsupportedError, match="runs on tpu, but the devices are cpu"):
-        attention.choose("tpu", config, None)
+        attention.choose("tpu", config, jnp.float32, None)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     with pytest.raises(UnsupportedError, match="sliding window"):
-        attention.choose("tpu", config, None)
-    assert attention.choose("auto", config, None).impl == "xla"
-    assert attention.choose("auto", toys.config(), None).impl == "tpu"
+        attention.choose("tpu", config, jnp.float32, None)
+    assert attention.choose("auto", config, jnp.float32, None).impl == "xla"
+    assert attention.choose("auto", toys.config(), jnp.float32, None).impl == "tpu"
+    with pytest.raises(UnsupportedError, match="float16"):
+        attention.choose("tpu", toys.config(), jnp.float16, None)
 
 
 def test_an_unknown_implementation_is_an_error():
     with pytest.raises(InputError, match="cuda.*auto, xla, tpu, gpu"):
-        attention.choose("cuda", toys.config(), None)
+        attention.choose("cuda", toys.config(), jnp.float32, None)
