@@ -4,6 +4,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -67,7 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SystemExit as stop:  # tyro has printed help or what is wrong
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR
+    _leave_absent_tpus_alone()
     return _run(command)
+
+
+def _leave_absent_tpus_alone() -> None:
+    """Without a TPU, JAX would wait for libtpu to look for one, which is here to compile only."""
+    other = any(find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
+    found = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    if find_spec("libtpu") and not found and not other:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _run(command: Command) -> int:
