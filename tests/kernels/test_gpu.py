@@ -87,7 +87,9 @@ def test_a_slot_too_many_would_be_noticed():
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize(
-    "rule", [rules.causal, rules.block_causal(16), rules.two_copies(40, 8)], ids=str
+    "rule",
+    [rules.causal, rules.block_causal(16), rules.two_copies(40, 8)],
+    ids=["causal", "block_causal", "two_copies"],
 )
 def test_canvases(cached, rule):
     canvas = rules.canvas(rule, 80, row_tile=32)
