@@ -341,5 +341,7 @@ def test_terms_and_dtype_reach_the_loader(cli, monkeypatch, accepted):
 
     monkeypatch.setattr(api, "load", load)
     flags = ("--accept-terms",) if accepted else ()
+    flags += ("--mesh", "model=2", "--attention", "xla")
     assert cli("generate", "--model", "m", "--prompt", "a", *flags).code == 1
-    assert seen == [("m", {"dtype": None, "accept_terms": accepted, "progress": False})]
+    asked = {"dtype": None, "accept_terms": accepted, "mesh": "model=2", "attention": "xla"}
+    assert seen == [("m", asked | {"progress": False})]

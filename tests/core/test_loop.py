@@ -58,7 +58,7 @@ def _scripted(script, shape, wrong) -> Method:
         update=lambda weights, state, request, canvas, proposal, verdict, output: state,
         max_depth=int(depth.max()),
     )
-    return Method(drafter=drafter, verifier=MATCH, cache=dense.CACHE)
+    return Method(drafter=drafter, verifier=MATCH, cache=dense.make())
 
 
 def decode(lm, method, prompts=PROMPTS, **asked):

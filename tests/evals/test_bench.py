@@ -45,9 +45,9 @@ def broken(monkeypatch):
     monkeypatch.setattr(
         bench.resolve, "_module", lambda *at: module if at[1] == "broken" else found(*at)
     )
-    bench.resolve._method.cache_clear()
+    bench.resolve.method_of.cache_clear()
     yield
-    bench.resolve._method.cache_clear()
+    bench.resolve.method_of.cache_clear()
 
 
 def test_lines_are_read():
