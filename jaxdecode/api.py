@@ -12,6 +12,7 @@ from jaxdecode import engine as engines
 from jaxdecode.convert import vocab
 from jaxdecode.convert.tokenizer import TextStream
 from jaxdecode.core.protocols import DraftWeights, Models, Writer
+from jaxdecode.dist.mesh import describe
 from jaxdecode.errors import InputError
 from jaxdecode.language_model import LanguageModel as LanguageModel
 from jaxdecode.language_model import from_params as from_params
@@ -231,11 +232,20 @@ def _check_counts(n: int, batch_size: int) -> None:
 def _engine(
     lm: LanguageModel, choice: resolve.Choice, draft: LanguageModel | None
 ) -> engines.Engine:
+    if draft is not None and draft.mesh != lm.mesh:
+        raise InputError(
+            f"{draft.name!r} lies on mesh {_mesh_text(draft)} and {lm.name!r} on {_mesh_text(lm)}; "
+            "load both with the same mesh."
+        )
     models = Models(lm.bound, None if draft is None else draft.bound)
     takes_one = "draft" in choice.entry.needs
     params = _draft_weights(lm, draft) if draft is not None and takes_one else None
     method, weights = resolve.weights_of(choice, models, lm.params, params)
     return engines.Engine(model=models.target, method=method, weights=weights)
+
+
+def _mesh_text(lm: LanguageModel) -> str:
+    return "of one device" if lm.mesh is None else describe(lm.mesh.shape)
 
 
 def _draft_weights(lm: LanguageModel, draft: LanguageModel) -> DraftWeights:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -183,6 +184,14 @@ def test_no_tokenizer():
         jd.generate(toys.model(), "abc")
     with pytest.raises(InputError, match="no tokenizer"):
         jd.stream(toys.model(), [1, 2])
+
+
+def test_a_draft_model_on_another_mesh_is_refused():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    lm = toys.model()
+    draft = api.from_params(lm.config, lm.params, name="small", mesh=mesh)
+    with pytest.raises(InputError, match="small.*data=1,model=1.*one device.*same mesh"):
+        jd.generate(lm, [[1, 2]], method="draft_model", draft=draft)
 
 
 def test_slot_buckets_hold_what_is_asked():
