@@ -86,7 +86,9 @@ def check_cache(name, nodes, slots):
     cache = setups.cache(made)
     held = setups.shard_bytes(cache)
     assert found.aliased >= held
-    assert found.temporaries < 0.04 * held
+    layer = setups.shard_bytes(setups.params(made)["layers"]) // made.config.num_layers
+    # A scan on GPU copies the weights of a layer before it uses them.
+    assert found.temporaries < 0.04 * held + (1.1 * layer if name.startswith("h100") else 0)
     for leaf in (cache.key, cache.value):
         own = leaf.sharding.shard_shape(leaf.shape)
         for dims in set(itertools.permutations(own)):
