@@ -271,7 +271,11 @@ def measure(
     `tick` is called after every run, and after the warm-up of every line.
     """
     memories: dict[tuple[str, int, float, int], dict] = {}
-    for group in groups(plan, cases, finished):
+    for index, group in enumerate(groups(plan, cases, finished)):
+        if index:
+            # A compiled program holds memory maps, of which a process may have 65,530 on Linux:
+            # the programs of all methods, batch sizes and lengths together are more.
+            jax.clear_caches()
         if plan.timed:
             _warm(lm, plan, cases, [job for _, job in group], draft, tick)
         for number, job in group:
@@ -287,9 +291,6 @@ def measure(
                         runs[line.label].append(_run(lm, plan, job, batch, line, draft, memory))
                         tick()
             yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
-        # A compiled program holds memory maps, of which a process may have 65,530 on Linux: the
-        # programs of all methods, batch sizes and lengths together are more.
-        jax.clear_caches()
 
 
 def machine(lm: api.LanguageModel) -> dict[str, Any]:
