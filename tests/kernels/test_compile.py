@@ -135,8 +135,8 @@ def test_commit_compiles_in_place(generation, name, how):
     memory = out.memory_analysis()
     parts = 1 if how == "one device" else len(devices(generation))
     assert memory.alias_size_in_bytes == cache_bytes(arrays, parts)
-    new = arrays["new_key"].size * arrays["new_key"].dtype.itemsize
-    assert memory.temp_size_in_bytes < 4 * new // parts + 2**20
+    # New rows may be laid out anew; a copy of one layer's keys or values would be a quarter.
+    assert memory.temp_size_in_bytes < cache_bytes(arrays, parts) // 16
 
 
 def test_the_matrix_can_fail():
