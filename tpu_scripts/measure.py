@@ -2,99 +2,30 @@
 
     python tpu_scripts/measure.py >> docs/measured.md
 
-Prints a table in Markdown with the date, the versions and the device. The shapes are those of a
-step of Llama 3 8B on one device of eight (one KV head, four query heads) and on a lone one (eight
-KV heads). Times are medians of calls that run the attention many times in a row, so that starting
-a program costs nothing; GB/s counts the keys and values that must be read.
+Prints a table in Markdown with the date, the versions and the device. Times are medians; GB/s
+counts the keys and values that must be read.
 """
 
 import datetime
-import functools
-import statistics
 import sys
-import time
 
 import jax
-import jax.numpy as jnp
 import tyro
 
-from pallas_kernels import bits, worklist
-from pallas_kernels.tree_attention import api, blocks
+from pallas_kernels.tree_attention import api, timing
 from pallas_kernels.tree_attention.problem import Problem
-
-# Attentions per timed call.
-CHAIN = 16
-
-
-def problems(kv_heads: tuple[int, ...], nodes: tuple[int, ...], slots: tuple[int, ...], batch: int):
-    """The sizes that are timed, from few nodes to many."""
-    kind = jax.devices()[0].device_kind
-    for heads in kv_heads:
-        for page in slots:
-            block = blocks.page_block(page, heads, 128, 2, kind)
-            for rows in nodes:
-                yield Problem(
-                    batch=batch,
-                    kv_heads=heads,
-                    group=4,
-                    rows=rows,
-                    head_dim=128,
-                    dtype="bfloat16",
-                    page=page,
-                    page_block=block,
-                    layers=2,
-                )
-
-
-def seconds(sizes: Problem, impl: api.Impl, repeats: int) -> float:
-    """Median time of one attention over full rows."""
-    keys = iter(jax.random.split(jax.random.key(0), 5))
-    row, width = (sizes.batch, sizes.kv_heads), sizes.head_dim
-    pages = (sizes.layers, sizes.batch, sizes.kv_heads)
-
-    def normal(*shape: int) -> jax.Array:
-        return jax.random.normal(next(keys), shape, sizes.dtype)
-
-    query = normal(*row, sizes.group, sizes.rows, width) * width**-0.5
-    new = normal(*row, width, sizes.rows), normal(*row, sizes.rows, width)
-    cached = normal(*pages, width, sizes.page), normal(*pages, sizes.page, width)
-    chain = jnp.tril(jnp.ones((sizes.batch, sizes.rows, sizes.rows), bool))
-    words, lengths = bits.pack(chain), jnp.full(sizes.batch, sizes.page)
-
-    @jax.jit
-    def run(query, new, cached, words, lengths):
-        work = worklist.plan(
-            lengths, num_rows=sizes.rows, page=sizes.page, page_block=sizes.page_block
-        )
-        attend = functools.partial(api.tree_attention, impl=impl)
-
-        def again(step, query):
-            out = attend(query, *new, *cached, work, words, layer=step % sizes.layers)
-            # Each attention waits for the one before it.
-            return query + (out * 1e-3).astype(query.dtype)
-
-        return jax.lax.fori_loop(0, CHAIN, again, query)
-
-    args = query, new, cached, words, lengths
-    jax.block_until_ready(run(*args))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(run(*args))
-        times.append((time.perf_counter() - begin) / CHAIN)
-    return statistics.median(times)
 
 
 def line(sizes: Problem, kernel: api.Impl | None, repeats: int) -> str:
     """One row of the table."""
-    plain = seconds(sizes, "xla", repeats)
+    plain = timing.seconds(sizes, "xla", repeats)
     cells = [str(sizes.kv_heads), str(sizes.page), str(sizes.rows), f"{plain * 1e6:.0f}"]
     if kernel is None:
         return " | ".join(["", *cells, "-", "-", "-", ""]).strip()
     reason = api.supports(kernel, sizes, jax.devices()[0].device_kind)
     if reason:
         return " | ".join(["", *cells, reason, "-", "-", ""]).strip()
-    own = seconds(sizes, kernel, repeats)
+    own = timing.seconds(sizes, kernel, repeats)
     read = 2 * sizes.batch * sizes.kv_heads * sizes.page * sizes.head_dim * sizes.itemsize
     cells += [f"{own * 1e6:.0f}", f"{plain / own:.2f}", f"{read / own / 1e9:.0f}"]
     return " | ".join(["", *cells, ""]).strip()
@@ -123,7 +54,7 @@ def main(
     print(f"`python {' '.join(sys.argv)}`\n")
     print("| KV heads | slots | nodes | XLA, us | kernel, us | XLA / kernel | GB/s of kernel |")
     print("|---|---|---|---|---|---|---|")
-    for sizes in problems(kv_heads, nodes, slots, batch):
+    for sizes in timing.problems(kv_heads, nodes, slots, batch):
         print(line(sizes, kernel, repeats), flush=True)
 
 
