@@ -170,7 +170,7 @@ class Bench:
 
     def _head(self, lm: "LanguageModel", plan: "Plan", cases: list["Case"]) -> dict[str, Any]:
         """What a saved file must agree with to be gone on with."""
-        from jaxdecode.evals import bench
+        from jaxdecode.evals import machine
 
         fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
         prompts = [
@@ -189,7 +189,7 @@ class Bench:
             "layers": self.layers,
             "mesh": self.mesh,
             "attention": self.attention,
-            "machine": bench.machine(lm),
+            "machine": machine.describe(lm),
             "plan": fields | {"lines": [line.label for line in plan.lines]},
             "prompts": prompts,
         }

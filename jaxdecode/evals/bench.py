@@ -9,15 +9,11 @@ and never from one repeat to another.
 import contextlib
 import dataclasses
 import json
-import os
-import platform
 from collections.abc import Callable, Container, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-import jaxdecode
 from jaxdecode import api, resolve
 from jaxdecode import engine as engines
 from jaxdecode.core.registry import METHODS, Entry
@@ -293,22 +289,6 @@ def measure(
             yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
 
 
-def machine(lm: api.LanguageModel) -> dict[str, Any]:
-    """What times depend on besides the code."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxdecode": jaxdecode.__version__,
-        "dtype": lm.dtype.name,
-        "kv_dtype": lm.kv_dtype.name,
-    }
-
-
 def _run(
     lm: api.LanguageModel,
     plan: Plan,
@@ -404,12 +384,3 @@ def _count_compilations() -> Iterator[list[float]]:
         yield events
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
