@@ -58,7 +58,7 @@ def test_enumeration_convicts_the_twin_however_drafts_are_drawn():
 
 @pytest.mark.parametrize("name", ["ar", "prompt_lookup", *(n for n in LAWS if n in CORE)])
 def test_a_line_is_proven_and_its_twin_convicted(name):
-    proof = exactness.prove(name, 20_000)
+    proof = exactness.prove(name, 50_000)
     assert proof.passed, proof
     assert proof.twin_variation > 1e-2
     assert proof.twin_p_value is None or proof.twin_p_value < 1e-6
