@@ -4,7 +4,6 @@ The shapes are those of a step of Llama 3 8B: with one KV head that of one devic
 eight KV heads that of a lone one.
 """
 
-import functools
 import statistics
 import time
 from collections.abc import Iterator
@@ -62,10 +61,12 @@ def seconds(sizes: Problem, impl: api.Impl, repeats: int) -> float:
         work = worklist.plan(
             lengths, num_rows=sizes.rows, page=sizes.page, page_block=sizes.page_block
         )
-        attend = functools.partial(api.tree_attention, impl=impl)
 
         def again(step, query):
-            out = attend(query, *new, *cached, work, words, layer=step % sizes.layers)
+            layer = step % sizes.layers
+            out = api.tree_attention(
+                query, *new, *cached, work=work, words=words, layer=layer, impl=impl
+            )
             # Each attention waits for the one before it.
             return query + (out * 1e-3).astype(query.dtype)
 
