@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from jax.sharding import Mesh
 from jaxdecode import resolve
 from jaxdecode.convert import download, pipeline
 from jaxdecode.convert.open import open_source
+from jaxdecode.convert.source import cast
 from jaxdecode.convert.tokenizer import Tokenizer
 from jaxdecode.core import attention as backends
 from jaxdecode.core.attention import Backend
 from jaxdecode.core.protocols import Model, Target
+from jaxdecode.dist import axes, place, rules
 from jaxdecode.dist import mesh as meshes
-from jaxdecode.dist import place, rules
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, heads, layout
-from jaxdecode.models.config import ModelConfig
+from jaxdecode.models.config import ModelConfig, param_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,12 +114,16 @@ def load(
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype={dtype!r} is not supported; use 'float32' or 'bfloat16'.")
     source = open_source(path)
-    arrays = pipeline.read_params(source, dtype)
     if mesh is None:
         config = source.config
+        arrays = pipeline.read_params(source, dtype)
         params = decoder.nest(config, {name: jnp.asarray(array) for name, array in arrays})
     else:
-        config, params = _split(source.config, arrays, mesh)
+
+        def read(name: str, part: slice | None) -> np.ndarray:
+            return cast(name, source.read(name, part), dtype)
+
+        config, params = _split(source.config, read, mesh)
     stacked = layers == "stacked" or (layers == "auto" and jax.default_backend() == "tpu")
     if copies == "all" and (stacked or mesh is not None):
         raise InputError("copies='all' needs layers='list' and no mesh.")
@@ -150,24 +155,42 @@ def from_params(
         end_tokens = tokenizer.stop_tokens if tokenizer else ()
     if mesh is not None:
         stacked = not isinstance(params["layers"], Sequence)
-        flat = ((name, np.asarray(array)) for name, array in decoder.flatten(params).items())
-        config, params = _split(config, flat, mesh)
+        flat = decoder.flatten(params)
+
+        def read(name: str, part: slice | None) -> np.ndarray:
+            array = np.asarray(flat[name])
+            axis = axes.split_of(name, array.ndim)
+            return array if axis is None else array[(slice(None),) * axis + (part,)]
+
+        config, params = _split(config, read, mesh)
         if stacked:
             params["layers"] = _stack(params["layers"], mesh)
     return _bind(config, params, name, tokenizer, end_tokens, mesh, attention)
 
 
 def _split(
-    config: ModelConfig, arrays: Iterable[tuple[str, np.ndarray]], mesh: Mesh
+    config: ModelConfig, read: Callable[[str, slice | None], np.ndarray], mesh: Mesh
 ) -> tuple[ModelConfig, Any]:
-    """The parameters split over a mesh, one after the other, and the config they have there."""
+    """The parameters split over a mesh, one after the other, and the config they have there.
+
+    Each process reads no more than the parts of its own devices.
+    """
     size = mesh.shape[rules.RULES["kv_heads"]]
     copies = rules.kv_copies(config.num_kv_heads, config.group_size, size)
+    config = heads.repeat_config(config, copies)
     flat = {}
-    for name, array in arrays:
-        array = heads.repeat_array(name, array, copies)
-        flat[name] = place.put(array, rules.param_format(name, array.shape, mesh))
-    return heads.repeat_config(config, copies), decoder.nest(config, flat)
+    for name, shape in param_shapes(config).items():
+        where = rules.param_format(name, shape, mesh)
+        axis = axes.split_of(name, len(shape))
+        if axis is None:
+            flat[name] = place.put(read(name, None), where)
+            continue
+        part = place.own_part(where, shape, axis)
+        repeats = copies if heads.is_repeated(name) else 1
+        stored = heads.repeated_from(part, repeats)
+        array = heads.repeat_array(name, read(name, stored), copies)
+        flat[name] = place.put_part(array, where, shape, axis=axis, start=stored.start * repeats)
+    return config, decoder.nest(config, flat)
 
 
 def _stack(layers: Sequence[Any], mesh: Mesh | None) -> Any:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Int
 
 from jaxdecode.core.protocols import Cache, Keys, Rows, Values
 from jaxdecode.core.types import pytree
-from jaxdecode.dist import place, rules
+from jaxdecode.dist import axes, place, rules
 
 _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
 # Batches of more rows are written by a scatter: code per row would take too long to compile.
@@ -111,7 +111,7 @@ def make(mesh: Mesh | None = None) -> Cache:
     by_row = rules.spec(("rows",))
 
     def specs(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: rules.spec(rules.cache_axes(leaf.ndim)), tree)
+        return jax.tree.map(lambda leaf: rules.spec(axes.cache(leaf.ndim)), tree)
 
     def write_own(state: State, new: Rows, start: Int[Array, "B"]) -> State:
         places = specs(state)

@@ -1,38 +1,40 @@
 """Our checkpoint: Orbax arrays and tokenizer files under a manifest that vouches for every byte.
 
-    manifest.json   format, model configuration, dtype of every parameter, size and SHA-256 of every
-                    other file, provenance, and a digest of itself
-    params/<group>  one Orbax item per group of parameters, so that neither writing nor reading
-                    needs the whole model in memory twice
+    manifest.json   format, model configuration, dtype and pieces of every parameter, size and
+                    SHA-256 of every other file, provenance, and a digest of itself
+    params/<group>  one Orbax item per group of parameters, so that writing never needs the whole
+                    model in memory; large parameters lie in pieces (`convert.pieces`)
     tokenizer/      tokenizer files, possibly none
 
 Orbax's own storage has no checksum of the data, so without the manifest half of all single-bit
-flips would load silently.
+flips would load silently. Opening checks the presence and size of everything and the bytes of all
+but the parameters; those are checked when they are read, by whoever reads them.
 """
 
 import concurrent.futures
 import dataclasses
-import errno
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import jaxdecode
+from jaxdecode.convert import pieces
 from jaxdecode.convert.source import DTYPES, Source, check_config
-from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError, JaxdecodeError
+from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError
 from jaxdecode.models.config import FAMILIES, ModelConfig, Rope, param_shapes
 
 FORMAT = "jaxdecode-checkpoint"
 # 2: output kernels became [out, in]; a square one of version 1 would load silently transposed.
-FORMAT_VERSION = 2
+# 3: large parameters lie in pieces.
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
-_PARAMS = "params"
 _GROUP_BYTES = 64 * 2**20
 _MAX_MANIFEST_BYTES = 64 * 2**20
 
@@ -69,9 +71,10 @@ def write_checkpoint(
     """
     remaining = iter(params)
     groups = _group(config, dtypes)
+    counts = {n: pieces.count(n, shape, dtypes[n]) for n, shape in param_shapes(config).items()}
     for number, group in enumerate(groups):
         arrays = {name: array for name, array in (next(remaining) for _ in group)}
-        _save_group(folder / _PARAMS / f"{number:04}", arrays)
+        pieces.save(folder / pieces.FOLDER / f"{number:04}", arrays, counts)
     body = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -79,6 +82,7 @@ def write_checkpoint(
         "config": dataclasses.asdict(config),
         "dtypes": dtypes,
         "groups": groups,
+        "pieces": counts,
         "token_ids": token_ids,
         "source": provenance,
         "files": _list_files(folder),
@@ -96,21 +100,6 @@ def _group(config: ModelConfig, dtypes: dict[str, str]) -> list[list[str]]:
         groups[-1].append(name)
         filled += int(np.prod(shape)) * DTYPES[dtypes[name]].itemsize
     return groups
-
-
-def _save_group(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    import orbax.checkpoint as ocp
-
-    # Compression would cost more time than it saves: float32 weights shrink by a tenth.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
-        try:
-            writer.save(path.absolute(), arrays)
-        except (ValueError, RuntimeError) as error:
-            # TensorStore reports a full disk as a plain error with the system's text in it; given
-            # back its number, `atomic_directory` can say what was needed where.
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            raise CheckpointError(f"{path}: could not be written ({error}).") from error
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -140,7 +129,7 @@ def _encode(body: dict[str, Any]) -> bytes:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a directory is meant to be one of ours, damaged or not."""
-    return (path / MANIFEST).exists() or (path / _PARAMS).is_dir()
+    return (path / MANIFEST).exists() or (path / pieces.FOLDER).is_dir()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -179,6 +168,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _well_formed(body: dict[str, Any]) -> bool:
     """Whether a manifest has the shape the code below relies on; its digest can be forged too."""
     groups, dtypes, files = body.get("groups"), body.get("dtypes"), body.get("files")
+    counts = body.get("pieces")
     return (
         isinstance(body.get("config"), dict)
         and isinstance(body.get("token_ids"), dict)
@@ -186,14 +176,16 @@ def _well_formed(body: dict[str, Any]) -> bool:
         and all(isinstance(group, list) for group in groups)
         and isinstance(dtypes, dict)
         and all(isinstance(dtype, str) and dtype in DTYPES for dtype in dtypes.values())
+        and isinstance(counts, dict)
+        and all(type(number) is int and number > 0 for number in counts.values())
         and isinstance(files, dict)
         and all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys()
                 for entry in files.values())
     )  # fmt: skip
 
 
-def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Checks that the files are exactly those of the manifest, byte for byte.
+def check_names(folder: Path, manifest: dict[str, Any]) -> None:
+    """Checks that the files are those of the manifest, by name and size.
 
     Raises:
         CorruptCheckpointError: naming the missing, extra or altered files.
@@ -209,12 +201,26 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
             raise CorruptCheckpointError(f"{folder}: {problem}: {sorted(names)[:4]}.")
     try:
         sizes = {name: path.stat().st_size for name, path in found.items()}
-        wrong = [name for name, size in sizes.items() if size != wanted[name]["size"]]
-        if not wrong:
-            digests = zip(found, hash_files(found.values()), strict=True)
-            wrong = [name for name, digest in digests if digest != wanted[name]["sha256"]]
     except OSError as error:
         raise CorruptCheckpointError(f"{folder}: unreadable file ({error}).") from error
+    _refuse(folder, [name for name, size in sizes.items() if size != wanted[name]["size"]])
+
+
+def check_bytes(folder: Path, manifest: dict[str, Any], names: Sequence[str]) -> None:
+    """Checks the SHA-256 of files.
+
+    Raises:
+        CorruptCheckpointError: naming the altered files.
+    """
+    try:
+        digests = zip(names, hash_files(folder / name for name in names), strict=True)
+        wrong = [name for name, digest in digests if digest != manifest["files"][name]["sha256"]]
+    except OSError as error:
+        raise CorruptCheckpointError(f"{folder}: unreadable file ({error}).") from error
+    _refuse(folder, wrong)
+
+
+def _refuse(folder: Path, wrong: Sequence[str]) -> None:
     if wrong:
         raise CorruptCheckpointError(f"{folder}: damaged (size or SHA-256 differs): {wrong[:4]}.")
 
@@ -235,20 +241,34 @@ def config_from_manifest(manifest: dict[str, Any], where: str) -> ModelConfig:
 
 
 def open_checkpoint(folder: Path) -> Source:
-    """Opens our checkpoint, after checking every byte of it against the manifest.
+    """Opens our checkpoint, after checking all of it but the parameters, which reading checks.
 
     Raises:
         CorruptCheckpointError: anything is missing, extra or altered.
         CheckpointError: it was written by another version of the format.
     """
     manifest = read_manifest(folder)
-    verify_files(folder, manifest)
+    check_names(folder, manifest)
     config = config_from_manifest(manifest, str(folder))
-    shapes, dtypes = param_shapes(config), manifest["dtypes"]
+    shapes, dtypes, counts = param_shapes(config), manifest["dtypes"], manifest["pieces"]
     groups: list[list[str]] = manifest["groups"]
-    if [n for group in groups for n in group] != list(shapes) or dtypes.keys() != shapes.keys():
+    if (
+        [n for group in groups for n in group] != list(shapes)
+        or not dtypes.keys() == counts.keys() == shapes.keys()
+        or not all(pieces.divides(n, shape, counts[n]) for n, shape in shapes.items())
+    ):
         raise CorruptCheckpointError(f"{folder}: the manifest's parameters do not fit its model.")
-    reader = _Reader(folder, groups, shapes, dtypes)
+    files = manifest["files"]
+    reader = pieces.Reader(
+        folder,
+        config,
+        dtypes=dtypes,
+        groups=groups,
+        counts=counts,
+        files=list(files),
+        check=functools.partial(check_bytes, folder, manifest),
+    )
+    check_bytes(folder, manifest, sorted(files.keys() - reader.files))
     tokenizer = folder / TOKENIZER
     return Source(
         path=folder,
@@ -256,56 +276,7 @@ def open_checkpoint(folder: Path) -> Source:
         config=config,
         dtypes={name: dtypes[name] for name in shapes},
         read=reader.read,
-        files=tuple(folder / name for name in manifest["files"] if name.startswith(_PARAMS)),
+        files=tuple(folder / name for name in files if name.startswith(pieces.FOLDER)),
         tokenizer_dir=tokenizer if tokenizer.is_dir() else None,
         token_ids=manifest["token_ids"],
     )
-
-
-class _Reader:
-    """Reads parameters by name; each is handed out once from its group, which is read whole."""
-
-    def __init__(
-        self,
-        folder: Path,
-        groups: list[list[str]],
-        shapes: dict[str, tuple[int, ...]],
-        dtypes: dict[str, str],
-    ):
-        self._folder, self._groups, self._shapes, self._dtypes = folder, groups, shapes, dtypes
-        self._number = {name: i for i, group in enumerate(groups) for name in group}
-        self._held: dict[str, np.ndarray] = {}
-
-    def read(self, name: str) -> np.ndarray:
-        if name not in self._held:
-            self._held = self._load(self._number[name])
-        return self._held.pop(name)
-
-    def _load(self, number: int) -> dict[str, np.ndarray]:
-        import orbax.checkpoint as ocp
-
-        path = (self._folder / _PARAMS / f"{number:04}").absolute()
-        names = self._groups[number]
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                arrays = reader.restore(path, restore_args=as_numpy)
-        except JaxdecodeError:
-            raise
-        except Exception as error:
-            # Orbax and TensorStore raise many types; the bytes are as written, so this is a
-            # checkpoint from an incompatible version or a deliberate forgery.
-            raise CorruptCheckpointError(f"{path}: Orbax cannot read it ({error}).") from error
-        for name in names:
-            got = arrays.get(name) if isinstance(arrays, dict) else None
-            if (
-                not isinstance(got, np.ndarray)
-                or got.shape != self._shapes[name]
-                or got.dtype != DTYPES[self._dtypes[name]]
-            ):
-                raise CorruptCheckpointError(
-                    f"{path}: {name} is {getattr(got, 'dtype', None)} "
-                    f"{getattr(got, 'shape', None)}, want {self._dtypes[name]} "
-                    f"{self._shapes[name]}."
-                )
-        return arrays

@@ -1,6 +1,7 @@
 """GGUF files in: names, metadata and values as a Hugging Face checkpoint would have them."""
 
 import collections
+import functools
 import math
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from jaxdecode.convert import names
 from jaxdecode.convert.gguf_header import Header, TensorInfo, read_header
 from jaxdecode.convert.hf_config import config_from_hf
-from jaxdecode.convert.source import Source
+from jaxdecode.convert.source import Box, Source
 from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError, UnsupportedError
 
 _PLAIN = {
@@ -102,7 +103,7 @@ def open_gguf(path: Path) -> Source:
         kind="gguf",
         config=config,
         dtypes=names.stored_dtypes(config, store),
-        read=lambda name: names.read_param(config, store, name),
+        read=functools.partial(names.read_param, config, store),
         files=(path,),
         tokenizer_metadata=metadata,
         token_ids={
@@ -284,8 +285,15 @@ class GgufStore:
             return "float32"
         return _PLAIN[info.kind][0] if info.kind in _PLAIN else "float32"
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns one tensor; quantized ones as the float32 values they stand for."""
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """Returns one tensor, or a box of it; quantized ones as the float32 values they stand for.
+
+        A box is cut from the whole tensor: GGUF files are those of one machine.
+        """
+        array = self._read(name)
+        return array if box is None else array[box]
+
+    def _read(self, name: str) -> np.ndarray:
         array = _read_tensor(self._path, self._tensors[name])
         projection = name.split(".")[-2]
         if self._permuted and projection in self._heads:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdecode.convert.source import DTYPES, TensorStore
+from jaxdecode.convert.source import DTYPES, Box, TensorStore
+from jaxdecode.dist import axes
 from jaxdecode.errors import CheckpointError, CorruptCheckpointError
 from jaxdecode.models.config import ModelConfig, param_shapes
 
@@ -23,11 +24,14 @@ class Transform(NamedTuple):
         shapes: (config, our shape) -> shapes of their tensors.
         join: (config, their arrays) -> our array.
         split: (config, our array) -> their arrays.
+        boxes: (config, axis that devices split ours on, part of it) -> boxes of their tensors that
+            join to that part.
     """
 
     shapes: Callable[[ModelConfig, tuple[int, ...]], list[tuple[int, ...]]]
     join: Callable[[ModelConfig, list[np.ndarray]], np.ndarray]
     split: Callable[[ModelConfig, np.ndarray], list[np.ndarray]]
+    boxes: Callable[[ModelConfig, int, slice], list[Box]]
 
 
 def _qkv_shapes(config: ModelConfig, ours: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -38,7 +42,8 @@ def _qkv_shapes(config: ModelConfig, ours: tuple[int, ...]) -> list[tuple[int, .
 
 
 def _qkv_join(config: ModelConfig, arrays: list[np.ndarray]) -> np.ndarray:
-    kv, dim = config.num_kv_heads, config.head_dim
+    dim = config.head_dim
+    kv = len(arrays[1]) // dim
     parts = [a.reshape(kv, -1, dim, *a.shape[1:]) for a in arrays]
     return _inputs_first(np.concatenate(parts, axis=1), len(parts[0].shape) == 4)
 
@@ -48,6 +53,12 @@ def _qkv_split(config: ModelConfig, array: np.ndarray) -> list[np.ndarray]:
     theirs = np.moveaxis(array, 0, -1) if array.ndim == 4 else array
     parts = (theirs[:, :group], theirs[:, group : group + 1], theirs[:, group + 1 :])
     return [part.reshape(-1, *part.shape[3:]) for part in parts]
+
+
+def _qkv_boxes(config: ModelConfig, axis: int, part: slice) -> list[Box]:
+    del axis
+    widths = [count * config.head_dim for count in (config.group_size, 1, 1)]
+    return [(slice(part.start * width, part.stop * width),) for width in widths]
 
 
 def _pair_shapes(config: ModelConfig, ours: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -69,9 +80,14 @@ def _inputs_first(array: np.ndarray, has_inputs: bool) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(array, -1, 0)) if has_inputs else array
 
 
-COPY = Transform(lambda _, s: [s], lambda _, a: a[0], lambda _, a: [a])
-QKV = Transform(_qkv_shapes, _qkv_join, _qkv_split)
-PAIR = Transform(_pair_shapes, _pair_join, _pair_split)
+COPY = Transform(
+    shapes=lambda _, ours: [ours],
+    join=lambda _, arrays: arrays[0],
+    split=lambda _, array: [array],
+    boxes=lambda _, axis, part: [(slice(None),) * axis + (part,)],
+)
+QKV = Transform(_qkv_shapes, _qkv_join, _qkv_split, _qkv_boxes)
+PAIR = Transform(_pair_shapes, _pair_join, _pair_split, lambda _, __, part: [(part,)] * 2)
 
 Rule = tuple[Transform, tuple[str, ...]]
 
@@ -197,10 +213,23 @@ def stored_dtypes(config: ModelConfig, store: TensorStore) -> dict[str, str]:
     return out
 
 
-def read_param(config: ModelConfig, store: TensorStore, name: str) -> np.ndarray:
-    """Reads the tensors one of our parameters needs, and joins them."""
+def read_param(
+    config: ModelConfig, store: TensorStore, name: str, part: slice | None = None
+) -> np.ndarray:
+    """Reads the tensors one of our parameters needs, and joins them.
+
+    Args:
+        config: the model.
+        store: where they are.
+        name: our parameter.
+        part: only so much of the axis that devices split it on (`dist.axes`).
+    """
     transform, names = rule(config, name)
-    arrays = [store.read(theirs) for theirs in names]
+    boxes: list[Box] | list[None] = [None] * len(names)
+    axis = axes.split_of(name, len(param_shapes(config)[name]))
+    if part is not None and axis is not None:
+        boxes = transform.boxes(config, axis, part)
+    arrays = [store.read(theirs, box) for theirs, box in zip(names, boxes, strict=True)]
     if len({array.dtype for array in arrays}) > 1:
         arrays = [array.astype(np.float32) for array in arrays]
     return transform.join(config, arrays)

@@ -86,8 +86,11 @@ def read_params(source: Source, dtype: str | None = None) -> Iterator[tuple[str,
     """Yields the parameters of an opened checkpoint in the order of `param_shapes`.
 
     Args:
-        source: what `open_source` returned; our own checkpoint was verified byte by byte there.
+        source: what `open_source` returned.
         dtype: as in `convert`.
+
+    Raises:
+        CorruptCheckpointError: bytes of our own checkpoint are not as they were written.
     """
     check_dtype(dtype)
     return _cast_params(source, dtype, lambda: None)

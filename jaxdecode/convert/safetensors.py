@@ -1,6 +1,7 @@
 """Hugging Face folders of safetensors, in and out."""
 
 import collections
+import functools
 import json
 import struct
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxdecode.convert import names
 from jaxdecode.convert.hf_config import config_from_hf, config_to_hf
-from jaxdecode.convert.source import DTYPES, Source
+from jaxdecode.convert.source import DTYPES, Box, Source
 from jaxdecode.errors import (
     CorruptCheckpointError,
     InputError,
@@ -87,7 +88,7 @@ def open_safetensors(path: Path) -> Source:
         kind="safetensors",
         config=config,
         dtypes=names.stored_dtypes(config, store),
-        read=lambda name: names.read_param(config, store, name),
+        read=functools.partial(names.read_param, config, store),
         files=tuple(store.files),
         tokenizer_dir=folder,
         token_ids={k: v for k in _TOKEN_IDS if (v := hf.get(k, text.get(k))) is not None},
@@ -158,12 +159,19 @@ class SafetensorsStore:
             self._file_of[name] = path
         return held
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns one tensor. The file is opened anew, so that no mapped page stays in memory."""
-        array = _guarded(self._file_of[name], lambda _, file: file.get_tensor(name))
-        if array.shape != self.shapes[name]:
-            raise CorruptCheckpointError(f"{self._file_of[name]}: changed while it was read.")
-        return array
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """Returns one tensor, or a box of it.
+
+        The file is opened anew, so that no mapped page stays in memory.
+        """
+
+        def get(_: Path, file: Any) -> np.ndarray:
+            view = file.get_slice(name)
+            if tuple(view.get_shape()) != self.shapes[name]:
+                raise CorruptCheckpointError(f"{self._file_of[name]}: changed while it was read.")
+            return file.get_tensor(name) if box is None else view[box]
+
+        return _guarded(self._file_of[name], get)
 
 
 def _guarded(path: Path, use: Callable[[Path, Any], Any]) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +18,26 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
+# Bounds along the leading axes of a tensor; those that follow are whole.
+Box = tuple[slice, ...]
+
+
 class TensorStore(Protocol):
     """Named tensors in the Hugging Face layout, read one at a time."""
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns one tensor, reading only its own bytes."""
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """Returns one tensor, or a box of it, reading no other tensor's bytes."""
+        ...
+
+
+class ReadParam(Protocol):
+    """How parameters are read."""
+
+    def __call__(self, name: str, part: slice | None = None) -> np.ndarray:
+        """Returns a parameter, or a part of the axis that devices split it on (`dist.axes`)."""
         ...
 
 
@@ -39,8 +50,7 @@ class Source:
         kind: "orbax" (ours), "safetensors" or "gguf".
         config: the model.
         dtypes: dtype name of every parameter, in the order of `param_shapes`.
-        read: returns one parameter; nothing is kept in memory between calls except, for our own
-            checkpoint, the group last read.
+        read: returns one parameter or a part of it; nothing is kept in memory between calls.
         files: every file whose bytes the parameters come from.
         tokenizer_dir: folder that may hold tokenizer files, or None.
         tokenizer_metadata: raw `tokenizer.*` fields of a GGUF file, else empty.
@@ -52,7 +62,7 @@ class Source:
     kind: str
     config: ModelConfig
     dtypes: dict[str, str]
-    read: Callable[[str], np.ndarray]
+    read: ReadParam
     files: tuple[Path, ...]
     tokenizer_dir: Path | None = None
     tokenizer_metadata: dict[str, Any] = dataclasses.field(default_factory=dict)

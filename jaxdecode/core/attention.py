@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxdecode.core import masks
 from jaxdecode.core.protocols import Rows
 from jaxdecode.core.types import pytree
-from jaxdecode.dist import place, rules
+from jaxdecode.dist import axes, place, rules
 from jaxdecode.errors import InputError, UnsupportedError
 from pallas_kernels import device, worklist
 from pallas_kernels.tree_attention import api as kernels
@@ -242,7 +242,7 @@ def _by_kernel(backend: Backend, query, new_key, new_value, cached: View, plan: 
         return run(query, new_key, new_value, key, value, work, words, layer=layer)
 
     rows, heads = rules.spec(("rows",)), rules.spec(("rows", "kv_heads"))
-    whole = rules.spec(rules.cache_axes(5))
+    whole = rules.spec(axes.cache(5))
     specs = (heads, heads, heads, whole, whole, rows, rows, PartitionSpec())
     apply = place.per_device(of_shard, backend.mesh, in_specs=specs, out_specs=heads)
     return apply(query, new_key, new_value, key, value, plan.work, plan.words, layer)

@@ -15,9 +15,34 @@ from jaxdecode.dist import rules
 def put(array: np.ndarray, sharding: NamedSharding | Format) -> jax.Array:
     """A host array on a mesh; each process copies the parts of its own devices only.
 
-    Every process must hold equal values, or at least those of its own parts.
+    Every process must hold equal values.
     """
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def put_part(
+    array: np.ndarray,
+    sharding: NamedSharding | Format,
+    shape: tuple[int, ...],
+    *,
+    axis: int,
+    start: int,
+) -> jax.Array:
+    """As `put`, from an array that begins at `start` of an axis and holds all of `own_part`."""
+
+    def cut(index: Any) -> np.ndarray:
+        begin, stop, _ = index[axis].indices(shape[axis])
+        return array[(*index[:axis], slice(begin - start, stop - start), *index[axis + 1 :])]
+
+    return jax.make_array_from_callback(shape, sharding, cut)
+
+
+def own_part(sharding: NamedSharding | Format, shape: tuple[int, ...], axis: int) -> slice:
+    """The part of an axis that devices of this process hold, from the first to the last."""
+    where: Any = sharding.sharding if isinstance(sharding, Format) else sharding
+    held = where.addressable_devices_indices_map(shape).values()
+    bounds = [index[axis].indices(shape[axis]) for index in held]
+    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
 def rows(tree: Any, mesh: Mesh | None, batch: int) -> Any:

@@ -1,9 +1,4 @@
-"""Logical axes of every array, and the rules that map them to mesh axes.
-
-A parameter is split along its heads, its MLP width or the vocabulary; a row of the batch lies
-whole on one "data" index. A layer then needs two all-reduces, after `attn.o` and after `mlp.down`.
-Source of the split: Megatron-LM, arXiv:1909.08053 section 3.
-"""
+"""The rules that map logical axes (`dist.axes`) to mesh axes, and what lies where by them."""
 
 import math
 from collections.abc import Sequence
@@ -13,42 +8,19 @@ import jax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdecode.dist import axes
 from jaxdecode.errors import InputError
 
 RULES = {"rows": "data", "kv_heads": "model", "heads": "model", "mlp": "model", "vocab": "model"}
 
-# By the end of a parameter's name; what is not listed lies whole on every device.
-_PARAMS: dict[str, tuple[str | None, ...]] = {
-    "embed.embedding": ("vocab", None),
-    "head.kernel": ("vocab", None),
-    "attn.qkv.kernel": (None, "kv_heads", None, None),
-    "attn.qkv.bias": ("kv_heads", None, None),
-    "attn.o.kernel": (None, "heads"),
-    "mlp.gate_up.kernel": (None, None, "mlp"),
-    "mlp.gate_up.bias": (None, "mlp"),
-    "mlp.down.kernel": (None, "mlp"),
-}
 # TPU lays the last two axes out in tiles of 8 x 128: with an axis of 2 there, every program would
 # begin with a copy in another order.
 _TPU_ORDER = {"mlp.gate_up.kernel": (1, 0, 2)}
-# Keys and values: rows, then KV heads; a stacked cache has the layers in front.
-_CACHE = ("rows", "kv_heads", None, None)
 
 
-def param_axes(name: str, ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of a parameter by its flat name; stacked ones have a layer axis in front."""
-    found = next((axes for end, axes in _PARAMS.items() if name.endswith(end)), ())
-    return (None,) * (ndim - len(found)) + found
-
-
-def cache_axes(ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of a cache's keys or values; with five axes, the first are the layers."""
-    return (None,) * (ndim - len(_CACHE)) + _CACHE
-
-
-def spec(axes: Sequence[str | None]) -> PartitionSpec:
+def spec(names: Sequence[str | None]) -> PartitionSpec:
     """Logical axes as a partition of mesh axes."""
-    return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+    return PartitionSpec(*(None if name is None else RULES[name] for name in names))
 
 
 def param(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
@@ -57,18 +29,18 @@ def param(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     Raises:
         InputError: an axis does not divide by its mesh axis.
     """
-    axes = param_axes(name, len(shape))
-    if axes[:1] == ("vocab",) and shape[0] % mesh.shape[RULES["vocab"]]:
+    names = axes.param(name, len(shape))
+    if names[:1] == ("vocab",) and shape[0] % mesh.shape[RULES["vocab"]]:
         # Padding rows would be tokens that could be drawn.
-        axes = (None,) * len(shape)
-    _check(name, shape, axes, mesh)
-    return NamedSharding(mesh, spec(axes))
+        names = (None,) * len(shape)
+    _check(name, shape, names, mesh)
+    return NamedSharding(mesh, spec(names))
 
 
 def param_format(name: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding | Format:
     """Where a parameter lies, and on TPU in which order of axes if not in their own."""
     sharding = param(name, shape, mesh)
-    order = next((axes for end, axes in _TPU_ORDER.items() if name.endswith(end)), None)
+    order = next((order for end, order in _TPU_ORDER.items() if name.endswith(end)), None)
     if order is None or mesh.devices.flat[0].platform != "tpu":
         return sharding
     lead = len(shape) - len(order)
@@ -93,9 +65,9 @@ def cache(tree: Any, mesh: Mesh) -> Any:
     """
 
     def place(leaf: Any) -> NamedSharding:
-        axes = cache_axes(leaf.ndim)
-        _check("the cache", leaf.shape, axes, mesh)
-        return NamedSharding(mesh, spec(axes))
+        names = axes.cache(leaf.ndim)
+        _check("the cache", leaf.shape, names, mesh)
+        return NamedSharding(mesh, spec(names))
 
     return jax.tree.map(place, tree)
 
@@ -136,8 +108,8 @@ def _fits(num_kv_heads: int, group_size: int, size: int) -> bool:
     return group_size % (size // math.gcd(num_kv_heads, size)) == 0
 
 
-def _check(name: str, shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> None:
-    for dim, axis in zip(shape, axes, strict=True):
+def _check(name: str, shape: Sequence[int], names: Sequence[str | None], mesh: Mesh) -> None:
+    for dim, axis in zip(shape, names, strict=True):
         if axis is None:
             continue
         size = mesh.shape[RULES[axis]]

@@ -19,6 +19,16 @@ def repeat_config(config: ModelConfig, copies: int) -> ModelConfig:
     return dataclasses.replace(config, num_kv_heads=config.num_kv_heads * copies)
 
 
+def is_repeated(name: str) -> bool:
+    """Whether a parameter has one entry per KV head, by its flat name."""
+    return ".attn.qkv." in name
+
+
+def repeated_from(part: slice, copies: int) -> slice:
+    """The heads of the checkpoint whose copies hold a part of the repeated heads."""
+    return slice(part.start // copies, -(-part.stop // copies))
+
+
 def repeat_array(name: str, array: Any, copies: int) -> Any:
     """A parameter of the model with repeated heads, from the checkpoint's.
 
@@ -27,7 +37,7 @@ def repeat_array(name: str, array: Any, copies: int) -> Any:
         array: `[..., kv_heads, group + 2, head_dim]` for those; NumPy or JAX, or a shape.
         copies: must divide the group.
     """
-    if copies == 1 or ".attn.qkv." not in name:
+    if copies == 1 or not is_repeated(name):
         return array
     *lead, heads, parts, width = array.shape
     group = parts - 2
