@@ -132,8 +132,12 @@ def _own_heads(num_kv_heads: int, mesh: Mesh | None) -> int:
     return num_kv_heads if mesh is None else num_kv_heads // mesh.shape[rules.RULES["kv_heads"]]
 
 
+def device_kind(backend: Backend) -> str | None:
+    """Kind of the devices that a backend serves, which need not be here; None if unknown."""
+    return _kind(backend.impl, backend.mesh)
+
+
 def _kind(impl: str, mesh: Mesh | None) -> str | None:
-    """Kind of the devices, which need not be here."""
     return device.kind(impl) if mesh is None else mesh.devices.flat[0].device_kind
 
 
@@ -144,7 +148,7 @@ def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> mask
         return mask
     key = jax.tree.leaves(cached[0])[0]
     heads, width, slots = key.shape[-3:]
-    heads, kind = _own_heads(heads, backend.mesh), _kind(backend.impl, backend.mesh)
+    heads, kind = _own_heads(heads, backend.mesh), device_kind(backend)
     block = blocks.page_block(slots, heads, width, key.dtype.itemsize, kind)
     list_work = functools.partial(worklist.plan, num_rows=rows, page=slots, page_block=block)
     words = mask.ancestors

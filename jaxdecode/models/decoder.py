@@ -25,6 +25,9 @@ from jaxdecode.models.config import ModelConfig, param_shapes
 from jaxdecode.models.layers import Block, RMSNorm
 
 Params = dict[str, Any]
+# Kinds of devices on which a scanned layer leaves its last sum to the next one. On v5p XLA then
+# keeps the residual stream of a tree in vector memory; v6e would move more (docs/hardware.md).
+_SUM_LATER = ("TPU v5",)
 
 
 def make_target(
@@ -212,7 +215,8 @@ def _run_list(config, block, layers, x, mask, cached, span, tapped):
 @functools.partial(jax.jit, static_argnames=("block", "window"))
 def _layer(params, x, angles, mask, view, *, block, window):
     # Jitted so that layers of one form are traced once, in whatever programs they stand.
-    return block.apply({"params": params}, x, angles, mask, view, window)
+    x, update, rows = block.apply({"params": params}, x, angles, mask, view, window)
+    return x + update, rows
 
 
 def _run_scan(config, block, layers, x, mask, cached, span, tapped):
@@ -225,16 +229,23 @@ def _run_scan(config, block, layers, x, mask, cached, span, tapped):
 
     own = attention.per_layer(block.backend, cached)
 
-    def body(x, layer):
+    sum_later = attention.device_kind(block.backend) in _SUM_LATER
+
+    def body(carry, layer):
+        x, update = carry
+        x = x if update is None else x + update
         params, window, windowed, own = layer
         view = attention.view(cached, own)
         angles = full
         if config.local_rope is not None:
             angles = jax.tree.map(lambda a, b: jnp.where(windowed, b, a), full, local)
-        x, rows = block.apply({"params": params}, x, angles, mask, view, window)
-        return x, (rows, x if tapped else None)
+        x, update, rows = block.apply({"params": params}, x, angles, mask, view, window)
+        out = x + update
+        return (x, update) if sum_later else (out, None), (rows, out if tapped else None)
 
-    x, (rows, hidden) = jax.lax.scan(body, x, (layers, windows, is_local, own))
+    start = (x, jnp.zeros_like(x) if sum_later else None)
+    (x, update), (rows, hidden) = jax.lax.scan(body, start, (layers, windows, is_local, own))
+    x = x if update is None else x + update
     return x, rows, {i: hidden[i] for i in tapped} if hidden is not None else {}
 
 

@@ -145,7 +145,10 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream.
+    """Attention and MLP, each behind a norm.
+
+    Returns the residual stream after attention, and what the MLP adds to it: the sum is the
+    caller's, who may leave it to the next layer.
 
     Attributes:
         config: the model.
@@ -165,7 +168,7 @@ class Block(nn.Module):
         mask: MaskProgram,
         cached: View | None,
         window: Window,
-    ) -> tuple[Float[Array, "B T D"], NewRows]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], NewRows]:
         def norm(name):
             return RMSNorm(self.config.norm_eps, self.config.norm_offset, name=name)
 
@@ -173,4 +176,4 @@ class Block(nn.Module):
         mixed, rows = attend(norm("attn_norm")(x), angles, mask, cached, window)
         x = x + (norm("attn_post_norm")(mixed) if self.config.post_norms else mixed)
         update = GatedMLP(self.config, self.kv_dtype, name="mlp")(norm("mlp_norm")(x))
-        return x + (norm("mlp_post_norm")(update) if self.config.post_norms else update), rows
+        return x, norm("mlp_post_norm")(update) if self.config.post_norms else update, rows

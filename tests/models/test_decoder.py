@@ -31,6 +31,21 @@ def test_stacked_layers_decode_like_a_list_of_layers(name):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), first, second)
 
 
+def test_where_a_layer_is_summed_changes_nothing(monkeypatch):
+    lm = toys.model()
+    stacked = {**lm.params, "layers": decoder.stack(lm.params["layers"])}
+
+    def out(max_length):
+        # A config of its own, and so a trace of its own.
+        config = dataclasses.replace(lm.config, max_length=max_length)
+        taps = ("layer.0", "layer.1", "final")
+        return toys.full_logits(api.from_params(config, stacked), [5, 6, 7, 8], taps)
+
+    here = out(901)
+    monkeypatch.setattr(decoder.attention, "device_kind", lambda backend: "TPU v5")
+    jax.tree.map(np.testing.assert_array_equal, out(902), here)
+
+
 def test_names_are_those_of_the_checkpoint():
     for config in (toys.config(qkv_bias=True, o_bias=True, mlp_bias=True), toys.gemma_like()):
         params = toys.params(config)
