@@ -16,6 +16,7 @@ Cost: 2 x layers x B x kv_heads x slots x head_dim x itemsize bytes.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -28,8 +29,10 @@ from jaxdecode.core.types import pytree
 from jaxdecode.dist import axes, place, rules
 
 _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
-# Batches of more rows are written by a scatter: code per row would take too long to compile.
+# Batches of more rows are written in a loop: code per row would take too long to compile.
 _MAX_SLICES = 64
+# Pages of so few numbers are written by one scatter: that they are copied costs less than a loop.
+_SMALL_PAGE = 1 << 12
 
 
 @pytree
@@ -70,20 +73,27 @@ def write(state: State, rows: Rows, start: Int[Array, "B"]) -> State:
 
 def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
     batch = cache.ndim - 4
-    if cache.shape[batch] > _MAX_SLICES:
+    num_rows = cache.shape[batch]
+    new = new.astype(cache.dtype)
+    if num_rows > _MAX_SLICES and math.prod(cache.shape[batch + 1 :]) <= _SMALL_PAGE:
 
-        def put(page, rows, first):
-            rows = rows.astype(page.dtype)
+        def put_page(page, rows, first):
             return jax.lax.dynamic_update_slice_in_dim(page, rows, first, axis=slots)
 
-        return jax.vmap(put, (batch, batch, 0), batch)(cache, new, start)
+        return jax.vmap(put_page, (batch, batch, 0), batch)(cache, new, start)
+
     # One in-place slice per row: a vmapped update becomes a scatter, which is slower on CPU and
     # touches more than the rows on TPU.
-    for b in range(cache.shape[batch]):
+    def put_row(b: int | Array, cache: Array) -> Array:
         corner: list[Any] = [0] * cache.ndim
         corner[batch], corner[slots] = b, start[b]
-        row = jax.lax.slice_in_dim(new, b, b + 1, axis=batch)
-        cache = jax.lax.dynamic_update_slice(cache, row.astype(cache.dtype), corner)
+        row = jax.lax.dynamic_slice_in_dim(new, b, 1, axis=batch)
+        return jax.lax.dynamic_update_slice(cache, row, corner)
+
+    if num_rows > _MAX_SLICES:
+        return jax.lax.fori_loop(0, num_rows, put_row, cache)
+    for b in range(num_rows):
+        cache = put_row(b, cache)
     return cache
 
 

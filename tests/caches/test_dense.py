@@ -9,8 +9,9 @@ from jaxdecode.caches import dense
 from tests import toys
 
 
+@pytest.mark.parametrize("small_page", [0, 1 << 20])
 @pytest.mark.parametrize("stacked", [True, False])
-def test_many_rows_are_written_as_few_are(stacked, monkeypatch):
+def test_many_rows_are_written_as_few_are(stacked, small_page, monkeypatch):
     rng, batch, num_new = np.random.default_rng(0), 5, 3
     state = dense.init(toys.config(), batch, 16, jnp.float32, stacked=stacked)
 
@@ -22,6 +23,7 @@ def test_many_rows_are_written_as_few_are(stacked, monkeypatch):
     start = jnp.asarray([0, 4, 13, 7, 1])
     few = dense.write(state, rows, start)
     monkeypatch.setattr(dense, "_MAX_SLICES", batch - 1)
+    monkeypatch.setattr(dense, "_SMALL_PAGE", small_page)
     many = dense.write(state, rows, start)
     for ours, wanted in zip(jax.tree.leaves(many), jax.tree.leaves(few), strict=True):
         assert np.abs(wanted).max() > 0

@@ -40,13 +40,13 @@ BOUNDS = [
 FAST = 2
 
 
-def make(name: str, slots: int) -> setups.Setup:
-    mesh, batch = MESHES[name]
+def make(name: str, slots: int, batch: int | None = None) -> setups.Setup:
+    mesh, usual = MESHES[name]
     devices = hardware.devices(hardware.parse(name))
     made = setups.setup(
         model_shape("llama3-8b"),
         meshes.make(mesh, devices),
-        batch=batch,
+        batch=batch or usual,
         context=slots - SLACK,
         layers="stacked",
     )
@@ -137,6 +137,14 @@ def test_without_the_kernel_a_tree_reads_the_cache_again_and_again():
     )
     plain = programs.compile_step(made, 64).traffic.step().hbm_bytes
     assert plain > 2 * floor(made, 64).hbm_bytes
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
+def test_a_large_batch_is_written_in_place_too():
+    # 80 rows on each device: too many for code per row.
+    made = make("v5e:4x4", SHORT, batch=160)
+    judge_cache(made, programs.compile_step(made, 1))
 
 
 @needs_tpu_compiler
