@@ -29,8 +29,10 @@ from jaxdecode.core.types import pytree
 from jaxdecode.dist import axes, place, rules
 
 _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
-# Batches of more rows are written in a loop: code per row would take too long to compile.
-_MAX_SLICES = 64
+# Rows that are written by a slice each, in a cache of one array per layer and in a stacked one:
+# code per row and array takes long to compile. More are written in a loop; XLA may copy the cache
+# for it.
+_MAX_SLICES = {4: 64, 5: 512}
 # Pages of so few numbers are written by one scatter: that they are copied costs less than a loop.
 _SMALL_PAGE = 1 << 12
 
@@ -73,9 +75,9 @@ def write(state: State, rows: Rows, start: Int[Array, "B"]) -> State:
 
 def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
     batch = cache.ndim - 4
-    num_rows = cache.shape[batch]
+    num_rows, few = cache.shape[batch], cache.shape[batch] <= _MAX_SLICES[cache.ndim]
     new = new.astype(cache.dtype)
-    if num_rows > _MAX_SLICES and math.prod(cache.shape[batch + 1 :]) <= _SMALL_PAGE:
+    if not few and math.prod(cache.shape[batch + 1 :]) <= _SMALL_PAGE:
 
         def put_page(page, rows, first):
             return jax.lax.dynamic_update_slice_in_dim(page, rows, first, axis=slots)
@@ -90,7 +92,7 @@ def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
         row = jax.lax.dynamic_slice_in_dim(new, b, 1, axis=batch)
         return jax.lax.dynamic_update_slice(cache, row, corner)
 
-    if num_rows > _MAX_SLICES:
+    if not few:
         return jax.lax.fori_loop(0, num_rows, put_row, cache)
     for b in range(num_rows):
         cache = put_row(b, cache)

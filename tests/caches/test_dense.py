@@ -22,7 +22,7 @@ def test_many_rows_are_written_as_few_are(stacked, small_page, monkeypatch):
     rows = new(state.key, -1), new(state.value, -2)
     start = jnp.asarray([0, 4, 13, 7, 1])
     few = dense.write(state, rows, start)
-    monkeypatch.setattr(dense, "_MAX_SLICES", batch - 1)
+    monkeypatch.setattr(dense, "_MAX_SLICES", dict.fromkeys((4, 5), batch - 1))
     monkeypatch.setattr(dense, "_SMALL_PAGE", small_page)
     many = dense.write(state, rows, start)
     for ours, wanted in zip(jax.tree.leaves(many), jax.tree.leaves(few), strict=True):
