@@ -36,7 +36,9 @@ def count(name: str, shape: tuple[int, ...], dtype: str) -> int:
 def divides(name: str, shape: tuple[int, ...], pieces: int) -> bool:
     """Whether a parameter can be cut into so many equal pieces."""
     axis = axes.split_of(name, len(shape))
-    return pieces == 1 if axis is None else shape[axis] % pieces == 0
+    if axis is None:
+        return pieces == 1
+    return pieces <= _MAX_PIECES and shape[axis] % pieces == 0
 
 
 def save(path: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> None:

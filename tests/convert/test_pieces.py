@@ -97,6 +97,7 @@ def test_forged_pieces_are_typed_errors(tmp_path, monkeypatch):
         counts | {GATE_UP: 4},
         counts | {GATE_UP: 16},
         counts | {GATE_UP: 0},
+        counts | {"embed.embedding": 96},
         counts | {GATE_UP: True},
         counts | {"final_norm.scale": 2},
         {GATE_UP: 8},
