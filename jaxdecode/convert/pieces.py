@@ -4,10 +4,12 @@ A parameter that devices share is cut along the axis it is split on (`dist.axes`
 is an array of its own: a host reads, and checks, the pieces of its own devices only.
 """
 
+import contextlib
 import errno
+import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def save(path: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> N
     # One file per piece instead of one database. Compression would cost more time than it saves:
     # float32 weights shrink by a tenth.
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=False)
-    with ocp.Checkpointer(handler) as writer:
+    with _without_ocdbt_warnings(), ocp.Checkpointer(handler) as writer:
         try:
             writer.save(path.absolute(), tree)
         except (ValueError, RuntimeError) as error:
@@ -67,6 +69,21 @@ def save(path: Path, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> N
             if "No space left" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise CheckpointError(f"{path}: could not be written ({error}).") from error
+
+
+@contextlib.contextmanager
+def _without_ocdbt_warnings() -> Iterator[None]:
+    """Orbax warns that it finds no database, which it was told not to write."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "OCDBT" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 class Reader:

@@ -70,6 +70,11 @@ def test_only_the_pieces_that_are_read_are_opened(tmp_path, monkeypatch):
         source.read(GATE_UP)
 
 
+def test_writing_says_nothing(tmp_path, caplog):
+    convert(tiny_folder("llama"), tmp_path / "ours", progress=False)
+    assert caplog.messages == []
+
+
 def test_how_many_pieces():
     def count(name, *shape):
         return pieces.count(name, shape, "bfloat16")
