@@ -48,7 +48,8 @@ def main(
         repeats: timed calls; the median counts.
     """
     device = jax.devices()[0]
-    kernel: api.Impl | None = device.platform if device.platform in ("tpu", "gpu") else None  # type: ignore[assignment]
+    kernels: dict[str, api.Impl] = {"tpu": "tpu", "gpu": "gpu"}
+    kernel = kernels.get(device.platform)
     print(f"\n## {device.device_kind}, {datetime.date.today()}\n")
     print(f"jax {jax.__version__}, batch {batch}, bfloat16, head_dim 128")
     print(f"`python {' '.join(sys.argv)}`\n")

@@ -222,12 +222,13 @@ def read_param(
         config: the model.
         store: where they are.
         name: our parameter.
-        part: only so much of the axis that devices split it on (`dist.axes`).
+        part: only so much of the axis that devices split it on (`dist.axes`); of the first one
+            where they do not.
     """
     transform, names = rule(config, name)
     boxes: list[Box] | list[None] = [None] * len(names)
-    axis = axes.split_of(name, len(param_shapes(config)[name]))
-    if part is not None and axis is not None:
+    if part is not None:
+        axis = axes.split_of(name, len(param_shapes(config)[name])) or 0
         boxes = transform.boxes(config, axis, part)
     arrays = [store.read(theirs, box) for theirs, box in zip(names, boxes, strict=True)]
     if len({array.dtype for array in arrays}) > 1:

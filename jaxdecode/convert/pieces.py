@@ -128,7 +128,9 @@ class Reader:
         return frozenset(file for files in self._files.values() for file in files)
 
     def read(self, name: str, part: slice | None = None) -> np.ndarray:
-        """A parameter, or the part from `start` to `stop` of the axis it is split on.
+        """A parameter, or the part from `start` to `stop` of the axis that devices split it on.
+
+        Of parameters that they do not split, it is a part of the first axis.
 
         Raises:
             CorruptCheckpointError: a piece is not as it was written.

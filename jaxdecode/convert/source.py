@@ -37,7 +37,10 @@ class ReadParam(Protocol):
     """How parameters are read."""
 
     def __call__(self, name: str, part: slice | None = None) -> np.ndarray:
-        """Returns a parameter, or a part of the axis that devices split it on (`dist.axes`)."""
+        """Returns a parameter, or a part of the axis that devices split it on (`dist.axes`).
+
+        Of parameters that they do not split, it is a part of the first axis.
+        """
         ...
 
 

@@ -142,7 +142,7 @@ def test_without_the_kernel_a_tree_reads_the_cache_again_and_again():
 @needs_tpu_compiler
 @pytest.mark.slow
 def test_a_large_batch_is_written_in_place_too():
-    # 80 rows on each device: too many for code per row.
+    # 80 rows on each device: a scatter of so many made XLA copy the cache.
     made = make("v5e:4x4", SHORT, batch=160)
     judge_cache(made, programs.compile_step(made, 1))
 
