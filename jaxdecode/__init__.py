@@ -9,16 +9,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxdecode.api import LanguageModel, explain, generate, load, methods, stream, warmup
+    from jaxdecode.api import (
+        Heads,
+        LanguageModel,
+        explain,
+        generate,
+        load,
+        load_heads,
+        methods,
+        stream,
+        warmup,
+    )
     from jaxdecode.results import Generation, RowStats
 
 __all__ = [
     "Generation",
+    "Heads",
     "LanguageModel",
     "RowStats",
     "explain",
     "generate",
     "load",
+    "load_heads",
     "methods",
     "stream",
     "warmup",

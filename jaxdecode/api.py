@@ -3,13 +3,17 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxdecode import costs, resolve
 from jaxdecode import engine as engines
+from jaxdecode.convert import heads as head_files
 from jaxdecode.convert import vocab
+from jaxdecode.convert.heads import Heads as Heads
+from jaxdecode.convert.heads import load_heads as load_heads
 from jaxdecode.convert.tokenizer import TextStream
 from jaxdecode.core.protocols import DraftWeights, Models, Writer
 from jaxdecode.dist.mesh import describe
@@ -36,6 +40,7 @@ def generate(
     *,
     method: str = "ar",
     draft: LanguageModel | None = None,
+    heads: Heads | str | Path | None = None,
     n: int = 1,
     batch_size: int = DEFAULT_BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
@@ -51,6 +56,7 @@ def generate(
         prompts: text, token ids, `{"messages": [...]}`, ... or a list of these.
         method: name from `methods()`.
         draft: the draft model of methods that need one.
+        heads: the trained heads of methods that need some: a folder, or what `load_heads` gave.
         n: samples per prompt; results list them prompt by prompt. Sample 0 is what n=1 gives.
         batch_size: rows decoded at once; longer lists run batch after batch.
         progress: called with the number of new tokens after every few steps.
@@ -69,7 +75,7 @@ def generate(
     rows = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed for seed in chosen.seeds(len(prompts)) for _ in range(n)]
     keys = [noise.row_key(seeds[i], row, sample=i % n) for i, row in enumerate(rows)]
-    engine = _engine(lm, choice, draft)
+    engine = _engine(lm, choice, draft, heads)
     if choice.entry.policy is None:
         if memory is not None:
             engine.memory = memory.get(choice)
@@ -129,6 +135,7 @@ def stream(
     *,
     method: str = "ar",
     draft: LanguageModel | None = None,
+    heads: Heads | str | Path | None = None,
     on_finish: Callable[[Generation], None] | None = None,
     **options: Any,
 ) -> Iterator[str]:
@@ -141,6 +148,7 @@ def stream(
         prompt: one prompt.
         method: name from `methods()`.
         draft: the draft model of methods that need one.
+        heads: the trained heads of methods that need some.
         on_finish: called once with the whole result.
         **options: as for `generate`.
     """
@@ -148,7 +156,7 @@ def stream(
         raise InputError("streaming gives text, but this checkpoint has no tokenizer.")
     chosen, choice = resolve.split(method, options)
     tokens = tokenize(prompt, lm.tokenizer, lm.config)
-    engine = _engine(lm, choice, draft)
+    engine = _engine(lm, choice, draft, heads)
     if engine.method.drafter.outputs is not None or choice.entry.policy is not None:
         raise InputError(
             f"method {method!r} does not write token by token, so it cannot stream; use generate."
@@ -176,6 +184,7 @@ def warmup(
     *,
     method: str = "ar",
     draft: LanguageModel | None = None,
+    heads: Heads | str | Path | None = None,
     batch_sizes: Sequence[int] = (1,),
     max_length: int = 1024,
     requests: Sequence[tuple[int, int]] | None = None,
@@ -187,6 +196,7 @@ def warmup(
         lm: the model.
         method: name from `methods()`.
         draft: the draft model of methods that need one.
+        heads: the trained heads of methods that need some.
         batch_sizes: batch sizes that will be used.
         max_length: longest prompt plus new tokens that will be used.
         requests: in place of everything up to max_length, the pairs (tokens of the longest prompt
@@ -199,7 +209,7 @@ def warmup(
         raise InputError(
             f"method {method!r} runs two models by turns; warm up each of them with method='ar'."
         )
-    engine = _engine(lm, choice, draft)
+    engine = _engine(lm, choice, draft, heads)
     if requests is None:
         sizes = engines.shapes(min(max_length, lm.config.max_length), engine.slack)
     else:
@@ -230,17 +240,22 @@ def _check_counts(n: int, batch_size: int) -> None:
 
 
 def _engine(
-    lm: LanguageModel, choice: resolve.Choice, draft: LanguageModel | None
+    lm: LanguageModel,
+    choice: resolve.Choice,
+    draft: LanguageModel | None,
+    heads: Heads | str | Path | None = None,
 ) -> engines.Engine:
+    if heads is not None:
+        heads = head_files.fitting(head_files.open_heads(heads), lm.config, lm.dtype)
     if draft is not None and draft.mesh != lm.mesh:
         raise InputError(
             f"{draft.name!r} lies on mesh {_mesh_text(draft)} and {lm.name!r} on {_mesh_text(lm)}; "
             "load both with the same mesh."
         )
-    models = Models(lm.bound, None if draft is None else draft.bound)
+    models = Models(lm.bound, draft and draft.bound, heads and heads.spec)
     takes_one = "draft" in choice.entry.needs
     params = _draft_weights(lm, draft) if draft is not None and takes_one else None
-    method, weights = resolve.weights_of(choice, models, lm.params, params)
+    method, weights = resolve.weights_of(choice, models, lm.params, params, heads and heads.params)
     return engines.Engine(model=models.target, method=method, weights=weights)
 
 

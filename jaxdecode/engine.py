@@ -175,13 +175,8 @@ def prefilled(
     slots = slots_of(engine, prompts, max_new_tokens)
     host = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
     batch = len(host.length)
-    cache = prefill.empty(weights.target, model, batch, slots)
-    cache = prefill.fill(
-        weights.target, model, cache, np.asarray(host.tokens), np.asarray(host.length)
-    )
+    cache, drafter = prefill.start(weights, model, method.drafter, request, host, engine.memory)
     canvas = jax.tree.map(jnp.asarray, host)
-    view = method.cache.read(cache)
-    drafter = method.drafter.init(weights, request, canvas, view, engine.memory)
     names = [field.name for field in dataclasses.fields(Stats)]
     stats = Stats(**{name: jnp.asarray(np.zeros_like(host.length)) for name in names})
     rest = place.rows((canvas, drafter, stats, jnp.int32(0)), model.mesh, batch)

@@ -22,7 +22,7 @@ from jaxdecode.core.protocols import Model, Target
 from jaxdecode.dist import axes, place, rules
 from jaxdecode.dist import mesh as meshes
 from jaxdecode.errors import InputError
-from jaxdecode.models import decoder, heads, layout
+from jaxdecode.models import decoder, kv_heads, layout
 from jaxdecode.models.config import ModelConfig, param_shapes
 
 
@@ -177,7 +177,7 @@ def _split(
     """
     size = mesh.shape[rules.RULES["kv_heads"]]
     copies = rules.kv_copies(config.num_kv_heads, config.group_size, size)
-    config = heads.repeat_config(config, copies)
+    config = kv_heads.repeat_config(config, copies)
     flat = {}
     for name, shape in param_shapes(config).items():
         where = rules.param_format(name, shape, mesh)
@@ -186,9 +186,9 @@ def _split(
             flat[name] = place.put(read(name, None), where)
             continue
         part = place.own_part(where, shape, axis)
-        repeats = copies if heads.is_repeated(name) else 1
-        stored = heads.repeated_from(part, repeats)
-        array = heads.repeat_array(name, read(name, stored), copies)
+        repeats = copies if kv_heads.is_repeated(name) else 1
+        stored = kv_heads.repeated_from(part, repeats)
+        array = kv_heads.repeat_array(name, read(name, stored), copies)
         flat[name] = place.put_part(array, where, shape, axis=axis, start=stored.start * repeats)
     return config, decoder.nest(config, flat)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from jaxdecode.core.entry import Entry
 from jaxdecode.core.protocols import Method, Model, Models, Verifier, Weights
-from jaxdecode.core.registry import METHODS, Entry
+from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError, UnknownNameError, near_matches
 from jaxdecode.options import Options
 
@@ -112,18 +113,44 @@ def check_draft(name: str, *, given: bool) -> None:
         )
 
 
-def weights_of(choice: Choice, models: Models, target: Any, draft: Any) -> tuple[Method, Weights]:
-    """The method's bundles, and the parameters of target and drafter in the form they read.
+def check_heads(name: str, kind: str | None) -> None:
+    """Refuses a method without the trained parts it needs, or with others.
+
+    Args:
+        name: registry key.
+        kind: what the caller gave; None for nothing.
+    """
+    wanted = METHODS[name].heads
+    if kind == wanted:
+        return
+    if kind is None:
+        raise InputError(
+            f"method {name!r} needs trained heads of kind {wanted!r}: pass heads=FOLDER, on the "
+            "command line --heads FOLDER; `jaxdecode train` makes them for any model."
+        )
+    takers = [other for other, entry in METHODS.items() if entry.heads == kind]
+    raise InputError(
+        f"method {name!r} does not use heads of kind {kind!r}; leave heads out, or use "
+        f"{' or '.join(takers) or 'heads of another kind'}."
+    )
+
+
+def weights_of(
+    choice: Choice, models: Models, target: Any, draft: Any, heads: Any = None
+) -> tuple[Method, Weights]:
+    """The method's bundles, and the parameters of all parts in the form they read.
 
     Args:
         choice: method and options.
-        models: target and draft model.
+        models: target, draft model and kind of heads.
         target: the target's parameters.
         draft: the draft model's `DraftWeights`, or None.
+        heads: parameters of the heads, or None.
     """
     check_draft(choice.name, given=models.draft is not None)
+    check_heads(choice.name, None if models.heads is None else models.heads.kind)
     method = method_of(choice, models)
-    weights = Weights(target=target, drafter=draft)
+    weights = Weights(target=target, drafter=draft, heads=heads)
     if method.drafter.prepare is not None:
         weights = method.drafter.prepare(weights)
     if method.verifier.prepare is not None:

@@ -12,10 +12,16 @@ def methods() -> list[dict[str, Any]]:
     rows = {name: entry._asdict() for name, entry in METHODS.items()}
     return [
         {"name": name, **row}
-        | {"needs": list(row["needs"]), "refuses": list(row["refuses"])}
+        | {"needs": needs_of(name), "refuses": list(row["refuses"])}
         | {"options": dict(row["options"])}
         for name, row in rows.items()
     ]
+
+
+def needs_of(method: str) -> list[str]:
+    """What the caller must give besides the target."""
+    entry = METHODS[method]
+    return [*entry.needs, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
 
 
 def explain(method: str) -> str:
@@ -33,7 +39,7 @@ def explain(method: str) -> str:
         f"commit {entry.commit}, cache {entry.cache}"
         + (f", policy {entry.policy}" if entry.policy else "")
         + f"\n  exactness {entry.level} against {entry.reference}; source {entry.source}; "
-        + f"{entry.tier}\n  needs {', '.join(entry.needs) or 'nothing but the target'}"
+        + f"{entry.tier}\n  needs {', '.join(needs_of(method)) or 'nothing but the target'}"
         + (f"\n  refuses {', '.join(entry.refuses)}" if entry.refuses else "")
         + (f"\n  options {options}" if options else "")
     )
@@ -49,7 +55,7 @@ def markdown() -> str:
         seats = f"{entry.drafter}, {entry.tree}, {entry.verifier}"
         if entry.policy:
             seats += f"; policy {entry.policy}"
-        needs = ", ".join(entry.needs) or "-"
+        needs = ", ".join(needs_of(name)) or "-"
         level = f"{entry.level} ({entry.tier})"
         cells = (f"`{name}`", entry.summary, level, seats, needs, entry.source)
         lines.append(f"| {' | '.join(cells)} |")

@@ -109,7 +109,9 @@ def helpers(name: str, lm: api.LanguageModel | None = None) -> dict:
         return dataclasses.replace(model(seed=5), tokenizer=lm and lm.tokenizer)
 
     known = {"draft": draft, "head": judge_head}
-    return {need: known[need]() for need in METHODS[name].needs if need in known}
+    given = {need: known[need]() for need in METHODS[name].needs if need in known}
+    kind = METHODS[name].heads
+    return given if kind is None else given | {"heads": smallest.heads(kind, lm or model())}
 
 
 @functools.lru_cache
@@ -134,9 +136,9 @@ def drafted(lm: api.LanguageModel, name: str, draft: api.LanguageModel, maps=(),
 def built(lm: api.LanguageModel, name: str) -> engines.Engine:
     """What runs a registry line, with the helpers it needs."""
     given = helpers(name)
-    draft = given.pop("draft", None)
+    parts = [given.pop(part, None) for part in ("draft", "heads")]
     _, choice = resolve.split(name, given)
-    made = api._engine(lm, choice, draft)
+    made = api._engine(lm, choice, *parts)
     drafter = made.method.drafter
     if drafter.price is not None:
         made.weights = drafter.price(made.weights, np.ones(len(drafter.widths)))

@@ -67,8 +67,11 @@ def step(
             cached=canvas.length, parent=part.parent, depth=part.depth, valid=part.valid
         )
         taps = tuple(dict.fromkeys(method.drafter.taps + method.verifier.taps))
-        entering = part.tokens if part.superposed is None else part.superposed.blend
-        output = target.forward(weights.target, entering, program, view, taps)
+        if method.drafter.score is not None:
+            output = method.drafter.score(weights, part, program, view, taps)
+        else:
+            entering = part.tokens if part.superposed is None else part.superposed.blend
+            output = target.forward(weights.target, entering, program, view, taps)
         output = dataclasses.replace(output, logits=target.logits(weights.target, output.hidden))
         verdict = method.verifier.verify(weights, request, canvas, part, output)
         committed = commit(request, canvas, verdict, state.step)

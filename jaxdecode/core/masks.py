@@ -29,6 +29,8 @@ class MaskProgram:
         rule: how new rows see each other. "block_causal" sees its own and earlier blocks.
         block: size of a block in positions; "block_causal" only.
         plan: the program in the form that an attention kernel reads; None where none runs.
+        segments: which of several packed texts each new row belongs to; rows see their own text
+            only. None where a row of the batch is one text. Training only: kernels refuse it.
     """
 
     cached: Int[Array, "B"]
@@ -38,6 +40,7 @@ class MaskProgram:
     rule: Rule = static(default="causal")
     block: int = static(default=0)
     plan: Any = None
+    segments: Int[Array, "B T"] | None = None
 
 
 def dense(
@@ -55,6 +58,8 @@ def dense(
     over_cache = slot < program.cached[:, None, None]
     key = program.positions[:, None, :]
     over_new = _new_rule(program, query, key)
+    if program.segments is not None:
+        over_new &= program.segments[:, :, None] == program.segments[:, None, :]
     num_rows = program.positions.shape[1]
     over_new &= jnp.arange(num_rows)[None, None, :] < program.num_new[:, None, None]
     # A padding row sees itself, so that its softmax is finite; nobody reads the result.

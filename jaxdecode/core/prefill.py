@@ -1,7 +1,7 @@
 """Prefill: keys and values of a batch of prompts, chunk by chunk, for a target or a draft model."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxdecode.core import masks
-from jaxdecode.core.protocols import Cache, Model, Rows, Target
+from jaxdecode.core.protocols import Cache, Drafter, Model, Rows, Target, TargetOutput, Weights
+from jaxdecode.core.types import Canvas, Request
 from jaxdecode.dist import place, rules
 
 # Widths of a chunk: padding costs at most a third, and a sixth of a long prompt.
@@ -39,7 +40,20 @@ def empty(params: Any, model: Model, batch: int, slots: int) -> Any:
     return jax.jit(init, out_shardings=shardings)()
 
 
-def fill(params: Any, model: Model, cache: Any, tokens: np.ndarray, lengths: np.ndarray) -> Any:
+# Sees each chunk: its first slot, the rows' tokens in it [B], and what the target computed.
+Look = Callable[[np.int32, Any, Any], None]
+
+
+def fill(
+    params: Any,
+    model: Model,
+    cache: Any,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    taps: tuple[str, ...] | None = None,
+    look: Look | None = None,
+) -> Any:
     """The cache with the first lengths[b] tokens of every row b in it.
 
     Args:
@@ -48,17 +62,69 @@ def fill(params: Any, model: Model, cache: Any, tokens: np.ndarray, lengths: np.
         cache: an empty cache of that model; donated.
         tokens: slots of the canvas, `[B, L]`, on the host: slicing there compiles nothing.
         lengths: tokens of each row, `[B]`, on the host.
+        taps: hidden states that `look` wants besides the final ones.
+        look: called with every chunk.
     """
     for start, width in chunks(int(lengths.max())):
         chunk = tokens[:, start : start + width], np.clip(lengths - start, 0, width)
         chunk = place.rows(chunk, model.mesh, len(lengths))
         cached = model.cache.read(cache) if start else None
-        rows = prefill(params, chunk[0], np.int32(start), chunk[1], cached, target=model.target)
-        cache = store(cache, rows, np.int32(start), cache=model.cache)
+        first = np.int32(start)
+        rows, seen = prefill(
+            params, chunk[0], first, chunk[1], cached, target=model.target, taps=taps
+        )
+        cache = store(cache, rows, first, cache=model.cache)
+        if look is not None:
+            look(first, chunk[1], seen)
     return cache
 
 
-@functools.partial(jax.jit, static_argnames="target")
+def start(
+    weights: Weights,
+    model: Model,
+    drafter: Drafter,
+    request: Request,
+    canvas: Canvas,
+    memory: Any = None,
+) -> tuple[Any, Any]:
+    """The target's cache with the prompts in it, and the drafter's first state.
+
+    Args:
+        weights: parameters of all parts.
+        model: the target.
+        drafter: who will draft.
+        request: arrays of the batch's options.
+        canvas: before the first step, on the host.
+        memory: what the drafter remembers of earlier batches.
+    """
+    tokens, lengths = np.asarray(canvas.tokens), np.asarray(canvas.length)
+    batch, slots = tokens.shape
+    cache = empty(weights.target, model, batch, slots)
+    canvas = jax.tree.map(jnp.asarray, canvas)
+
+    def begin():
+        return drafter.init(weights, request, canvas, model.cache.read(cache), memory)
+
+    if drafter.absorb is None:
+        cache = fill(weights.target, model, cache, tokens, lengths)
+        return cache, begin()
+    state = place.rows(begin(), model.mesh, batch)
+    canvas = place.rows(canvas, model.mesh, batch)
+
+    def look(first, num_new, seen):
+        nonlocal state
+        state = _absorb(weights, state, canvas, first, num_new, seen, absorb=drafter.absorb)
+
+    taps = drafter.taps
+    return fill(weights.target, model, cache, tokens, lengths, taps=taps, look=look), state
+
+
+@functools.partial(jax.jit, static_argnames="absorb", donate_argnames="state")
+def _absorb(weights, state, canvas, start, num_new, output, *, absorb):
+    return absorb(weights, state, canvas, start, num_new, output)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "taps"))
 def prefill(
     params: Any,
     tokens: Int[Array, "B C"],
@@ -67,8 +133,11 @@ def prefill(
     cached: Rows | None,
     *,
     target: Target,
-) -> Rows:
+    taps: tuple[str, ...] | None = None,
+) -> tuple[Rows, TargetOutput | None]:
     """Keys and values of one chunk of the prompts: C slots from `start`, the same for all rows.
+
+    With `taps`, also what else the target computed.
 
     Args:
         params: target parameters.
@@ -79,12 +148,14 @@ def prefill(
         cached: rows of earlier chunks, or None for the first, which then compiles independently
             of the cache's size.
         target: model functions.
+        taps: hidden states wanted besides the final ones; None for keys and values only.
     """
     batch, width = tokens.shape
     offset = jnp.broadcast_to(start, (batch,))
     positions = offset[:, None] + jnp.arange(width, dtype=jnp.int32)
     program = masks.MaskProgram(cached=offset, positions=positions, num_new=num_new)
-    return target.forward(params, tokens, program, cached).rows
+    output = target.forward(params, tokens, program, cached, taps or ())
+    return output.rows, None if taps is None else output
 
 
 @functools.partial(jax.jit, static_argnames="cache", donate_argnames="state")

@@ -27,11 +27,13 @@ class Weights(NamedTuple):
         drafter: the drafter's, in its own form; None if it has none. A draft model comes as
             `DraftWeights`.
         verifier: the verifier's; None if it has none.
+        heads: trained parts that drafter or verifier read (`heads/`); None if there are none.
     """
 
     target: Any
     drafter: Any = None
     verifier: Any = None
+    heads: Any = None
 
 
 class DraftWeights(NamedTuple):
@@ -124,11 +126,24 @@ class Model(NamedTuple):
     mesh: Mesh | None = None
 
 
+class HeadSpec(NamedTuple):
+    """Which trained parts a caller gave; hashable.
+
+    Attributes:
+        kind: file in `heads/`.
+        shape: that file's `Shape`: what decides the sizes of the parameters, beside the target.
+    """
+
+    kind: str
+    shape: Any
+
+
 class Models(NamedTuple):
-    """The models of a method: the target, and the draft model if the caller gave one."""
+    """The models of a method: the target, and the draft model and heads if the caller gave some."""
 
     target: Model
     draft: Model | None = None
+    heads: HeadSpec | None = None
 
 
 class Writer(NamedTuple):
@@ -151,7 +166,15 @@ class Drafter(NamedTuple):
 
     prepare: (weights) -> weights; once, when the method is made: cuts and reorders parameters
     init:    (weights, request, canvas, view, memory) -> state; once per batch, outside the loop
+    absorb:  (weights, state, canvas, start, num_new [B], output) -> state; reads what the target
+             computed for the chunk of the prompts in slots `start` on: `taps` and hidden states of
+             its C tokens, of which a row's first num_new are its own. The pending token is in no
+             chunk. A drafter that has it is initialised before prefill, with an empty view.
     propose: (weights, state, request, canvas, view) -> (Proposal, state)
+    score:   (weights, proposal, program, view, taps) -> TargetOutput without logits; how the target
+             scores this drafter's proposals, where that is not one plain forward pass over their
+             tokens: probes with embeddings of their own, say. Nodes that are no probes must get
+             what the plain pass gives them.
     update:  (weights, state, request, canvas, proposal, verdict, output) -> state; canvas is the
              committed one, output.logits are those of the proposal's nodes
     remember: (state) -> memory for the next batch's init; None if nothing outlives a batch.
@@ -174,6 +197,8 @@ class Drafter(NamedTuple):
     remember: Callable[..., Any] | None = None
     price: Callable[..., Any] | None = None
     outputs: Callable[..., Any] | None = None
+    absorb: Callable[..., Any] | None = None
+    score: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()
     max_depth: int = 0

@@ -1,52 +1,12 @@
-"""METHODS: the zoo on one page. Pure data: it imports nothing and names files, not functions.
+"""METHODS: the zoo on one page. Pure data: it names files and imports none of them.
 
 A row says which file sits in each seat of the loop, what is promised, and against which reference.
 Everything in the table is tested by tests/contract; nothing outside it exists.
 """
 
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
 
-
-class Entry(NamedTuple):
-    """One method.
-
-    Attributes:
-        drafter: file in `drafters/`.
-        tree: shape of the proposal.
-        verifier: file in `verifiers/`.
-        commit: which slots become final.
-        cache: file in `caches/`.
-        level: exactness: L0 token-identical to the reference, L1 same law, L2 within a stated
-            bound, L3 heuristic.
-        reference: the sampler the level is measured against.
-        source: paper.
-        tier: "stable" or "lab": what we promise about the interface.
-        summary: one line for listings.
-        needs: what the caller must give: "draft" (a draft model), "tokenizer" (a model with one),
-            "head" (a file with a trained head).
-        options: values that this line fixes differently from the files' own defaults.
-        refuses: fields of `Options` that must keep their default: the method cannot honour them.
-        policy: file in `search/` that calls the loop segment by segment; the seats are then how
-            the target writes its own segments.
-    """
-
-    drafter: str
-    tree: str
-    source: str
-    summary: str
-    verifier: str = "sample_match"
-    commit: str = "prefix"
-    cache: str = "dense"
-    level: Literal["L0", "L1", "L2", "L3"] = "L0"
-    reference: str = "ar"
-    tier: Literal["stable", "lab"] = "stable"
-    needs: tuple[str, ...] = ()
-    options: Mapping[str, Any] = MappingProxyType({})
-    refuses: tuple[str, ...] = ()
-    policy: str | None = None
-
+from jaxdecode.core.entry import Entry
 
 METHODS = {
     "ar": Entry(
@@ -78,6 +38,13 @@ METHODS = {
         tree="chain",
         source="arXiv:2305.10427",
         summary="guesses a window of tokens and corrects all of them in every forward pass",
+    ),
+    "medusa": Entry(
+        drafter="medusa",
+        tree="static",
+        source="arXiv:2401.10774",
+        summary="heads on the last hidden state guess the tokens after the next one",
+        heads="medusa",
     ),
     "s2d": Entry(
         drafter="s2d",

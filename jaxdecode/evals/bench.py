@@ -16,7 +16,8 @@ import jax
 
 from jaxdecode import api, resolve
 from jaxdecode import engine as engines
-from jaxdecode.core.registry import METHODS, Entry
+from jaxdecode.core.entry import Entry
+from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import ties
 from jaxdecode.options import Options
@@ -110,7 +111,8 @@ def parse_lines(
 
     def can_run(entry: Entry) -> bool:
         refused = "temperature" in entry.refuses and any(temperatures)
-        return not (refused or missing & set(entry.needs)) and entry.policy is None
+        lacks = missing & set(entry.needs) or entry.heads is not None
+        return not (refused or lacks) and entry.policy is None
 
     found = [Line(BASELINE, BASELINE, {})]
     for part in text.split(","):

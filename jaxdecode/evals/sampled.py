@@ -18,6 +18,7 @@ from jaxdecode import api, resolve
 from jaxdecode.core import loop, prefill
 from jaxdecode.core.protocols import DraftWeights, Method, Model, Models, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Request, Sampling, Stats
+from jaxdecode.evals import toys
 
 # The prompt repeats itself, so that drafters which copy have something to copy.
 PROMPT = (0, 1, 2, 3, 4, 0, 1, 3, 2, 0, 1)
@@ -52,12 +53,14 @@ class Counts(NamedTuple):
 def setup(
     choice: resolve.Choice, lm: api.LanguageModel, draft: api.LanguageModel | None = None
 ) -> Setup:
-    """The method of a choice on a toy target and, where it needs one, a toy draft model."""
+    """The method of a choice on a toy target with, where it needs them, a toy draft and heads."""
     if "draft" not in choice.entry.needs:
         draft = None
-    models = Models(lm.bound, None if draft is None else draft.bound)
+    kind = choice.entry.heads
+    heads = None if kind is None else toys.heads(kind, lm)
+    models = Models(lm.bound, draft and draft.bound, heads and heads.spec)
     own = None if draft is None else DraftWeights(draft.params)
-    method, weights = resolve.weights_of(choice, models, lm.params, own)
+    method, weights = resolve.weights_of(choice, models, lm.params, own, heads and heads.params)
     if method.drafter.price is not None:
         # At equal prices as much is drafted as can be.
         weights = method.drafter.price(weights, np.ones(len(method.drafter.widths)))
@@ -83,11 +86,11 @@ def counts(
         progress: called with the number of rows decoded since the last call.
     """
     size = ready.model.config.vocab_size
-    template = _template(ready)
+    host = _canvas(ready, ROWS)
     cells, accepted, steps = np.zeros(size**NUM_NEW, np.int64), 0, 0
     for batch in range(whole(samples) // ROWS):
         keys = np.random.default_rng(batch).integers(0, 2**32, (ROWS, 2), np.uint32)
-        more, stats = jax.device_get(_run(ready, template, jnp.asarray(keys)))
+        more, stats = jax.device_get(_run(ready, host, jnp.asarray(keys)))
         cells += more
         accepted, steps = accepted + int(stats.num_accepted.sum()), steps + int(stats.nfe.sum())
         if progress is not None:
@@ -95,68 +98,43 @@ def counts(
     return Counts(cells.reshape((size,) * NUM_NEW), accepted / steps)
 
 
-def _template(ready: Setup) -> tuple[Any, Canvas]:
-    """The cache and the canvas of one row before its first step."""
-    prompt = np.asarray([PROMPT], np.int32)
+def _canvas(ready: Setup, rows: int) -> Canvas:
+    """The canvas before the first step: equal rows, on the host."""
     end = len(PROMPT) + NUM_NEW
     slots = max(32, end + ready.method.drafter.max_depth + 1)
-    model, length = ready.model, np.asarray([len(PROMPT) - 1], np.int32)
-    tokens = np.pad(prompt, ((0, 0), (0, slots - len(PROMPT))))
-    cache = model.cache.init(model.config, 1, slots, model.kv_dtype, stacked=False)
-    cache = prefill.fill(ready.weights.target, model, cache, tokens, length)
-    zero = np.zeros(1, np.int32)
-    canvas = Canvas(
-        tokens=jnp.asarray(tokens),
-        open=jnp.arange(slots)[None] >= len(PROMPT),
-        length=jnp.asarray(length),
-        end=jnp.asarray([end], jnp.int32),
-        done=jnp.zeros(1, bool),
-        finish=jnp.asarray(zero),
-        stop_state=jnp.asarray(zero),
-        commit_step=jnp.full((1, slots), -1, jnp.int32),
-        logprob=jnp.zeros((1, slots), jnp.float32),
+
+    def full(value: int, dtype: Any = np.int32) -> np.ndarray:
+        return np.full(rows, value, dtype)
+
+    filled = np.pad(np.asarray(PROMPT, np.int32), (0, slots - len(PROMPT)))
+    host: dict[str, Any] = dict(
+        tokens=np.tile(filled, (rows, 1)),
+        open=np.tile(np.arange(slots) >= len(PROMPT), (rows, 1)),
+        length=full(len(PROMPT) - 1),
+        end=full(end),
+        done=full(False, bool),
+        finish=full(0),
+        stop_state=full(0),
+        commit_step=np.full((rows, slots), -1, np.int32),
+        logprob=np.zeros((rows, slots), np.float32),
     )
-    return cache, canvas
+    return Canvas(**host)
 
 
-def _start(
-    ready: Setup, template: tuple[Any, Canvas], keys: UInt32[np.ndarray, "B 2"]
-) -> tuple[Request, DecodeState]:
-    """The first state of a batch of equal rows; drafters begin on the host."""
-    rows, method = keys.shape[0], ready.method
-    cache, canvas = jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), template)
-    request = Request(
-        key=jnp.asarray(keys),
-        sampling=Sampling(temperature=jnp.full(rows, TEMPERATURE, jnp.float32)),
-        stop_tokens=jnp.full(1, -1, jnp.int32),
-    )
-    view = method.cache.read(cache)
-    zero = jnp.zeros(rows, jnp.int32)
-    state = DecodeState(
-        canvas=canvas,
-        cache=cache,
-        drafter=method.drafter.init(ready.weights, request, canvas, view, None),
-        stats=Stats(nfe=zero, num_accepted=zero, tokens_forwarded=zero),
-        step=jnp.int32(0),
-    )
-    return request, state
-
-
-def _run(ready: Setup, template: tuple[Any, Canvas], keys: UInt32[Array, "B 2"]):
+def _run(ready: Setup, host: Canvas, keys: UInt32[Array, "B 2"]):
     """Counts of each continuation, and the counters, of one batch."""
     method, weights = ready.method, ready.weights
     rows = keys.shape[0]
-    cache, canvas = _spread(template, rows=rows)
     request = Request(
         key=keys,
         sampling=Sampling(temperature=jnp.full(rows, TEMPERATURE, jnp.float32)),
         stop_tokens=jnp.full(1, -1, jnp.int32),
     )
-    view = method.cache.read(cache)
+    cache, drafter = prefill.start(weights, ready.model, method.drafter, request, host)
     state = DecodeState(
-        canvas=canvas,
+        canvas=jax.tree.map(jnp.asarray, host),
         cache=cache,
-        drafter=method.drafter.init(weights, request, canvas, view, None),
+        drafter=drafter,
         # Three buffers, because they are donated.
         stats=Stats(**{name: jnp.zeros(rows, jnp.int32) for name in _COUNTERS}),
         step=jnp.int32(0),
@@ -165,11 +143,6 @@ def _run(ready: Setup, template: tuple[Any, Canvas], keys: UInt32[Array, "B 2"])
         weights, request, state, jnp.int32(NUM_NEW), target=ready.model.target, method=method
     )
     return _cells(end.canvas.tokens, size=ready.model.config.vocab_size), end.stats
-
-
-@functools.partial(jax.jit, static_argnames="rows")
-def _spread(template: tuple[Any, Canvas], *, rows: int) -> tuple[Any, Canvas]:
-    return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), template)
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdecode import api
+from jaxdecode.convert import heads as head_files
+from jaxdecode.convert.heads import Heads
 from jaxdecode.core.masks import MaskProgram
+from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.models import decoder
 from jaxdecode.models.config import ModelConfig
 
@@ -64,6 +67,23 @@ def _random(built: ModelConfig, seed: int, sharpness: float) -> Any:
     params = jax.tree.unflatten(structure, flat)
     params["head"]["kernel"] *= sharpness
     return params
+
+
+@functools.lru_cache
+def heads(kind: str, lm: api.LanguageModel) -> Heads:
+    """Random heads of a kind for a toy: wrong most of the time, as an adversary's."""
+    spec = HeadSpec(kind, head_files.module_of(kind).Shape())
+    params = head_files.initial(spec, lm.config, jax.random.key(0), lm.params)
+    flat, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(flat))
+    noisy = [
+        leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        else leaf
+        for leaf, key in zip(flat, keys, strict=True)
+    ]
+    target = head_files.target_of(lm.config, lm.name)
+    return Heads(spec=spec, params=jax.tree.unflatten(structure, noisy), target=target)
 
 
 def markov(table: np.ndarray) -> api.LanguageModel:

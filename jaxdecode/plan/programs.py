@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdecode import resolve
+from jaxdecode import resolve, zoo
 from jaxdecode.core import loop, prefill
 from jaxdecode.core.protocols import Drafter, Method, Models, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Proposal, Request, Stats
@@ -101,7 +101,7 @@ def compile_method(made: Setup, name: str) -> Program:
 def check_method(name: str) -> None:
     """Refuses methods whose program needs more than the target's shape."""
     entry = resolve.entry_of(name)
-    more = (*entry.needs, *(["a policy"] if entry.policy else []))
+    more = (*zoo.needs_of(name), *(["a policy"] if entry.policy else []))
     if more:
         raise UnsupportedError(
             f"method {name!r} needs {', '.join(more)}, which a shape does not say; plan --method "

@@ -15,7 +15,7 @@ from jaxdecode.core.attention import Backend
 from jaxdecode.core.protocols import Model
 from jaxdecode.dist import rules
 from jaxdecode.errors import InputError
-from jaxdecode.models import decoder, heads
+from jaxdecode.models import decoder, kv_heads
 from jaxdecode.models.config import ModelConfig, param_shapes
 
 
@@ -99,7 +99,7 @@ def setup(
         )
     size = mesh.shape[rules.RULES["kv_heads"]]
     copies = rules.kv_copies(config.num_kv_heads, config.group_size, size)
-    placed = heads.repeat_config(config, copies)
+    placed = kv_heads.repeat_config(config, copies)
     platform = mesh.devices.flat[0].platform
     made = Setup(
         config=placed,

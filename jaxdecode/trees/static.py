@@ -85,6 +85,10 @@ class StaticTree:
         """The tree of the first `num_draft` paths."""
         return StaticTree(self.paths[:num_draft])
 
+    def up_to(self, depth: int) -> "StaticTree":
+        """The tree of the paths of at most `depth` steps."""
+        return StaticTree(tuple(path for path in self.paths if len(path) <= depth))
+
     @property
     def _all(self) -> tuple[RankPath, ...]:
         return ((), *self.paths)
@@ -120,6 +124,13 @@ def load(name_or_path: str) -> StaticTree:
     if not isinstance(content, dict) or not isinstance(content.get("paths"), list):
         raise InputError(f'tree file {file} must be an object with "paths": a list of rank paths.')
     return from_paths(content["paths"], where=f"tree file {file}")
+
+
+def check_part(name_or_path: str, num_draft: int | None) -> None:
+    """Refuses a tree that cannot be loaded, and a number of drafts that is more than it has."""
+    tree = load(name_or_path)
+    if num_draft is not None:
+        checks.integer("num_draft", num_draft, low=1, high=len(tree.paths))
 
 
 def from_paths(paths: Sequence[Sequence[int]], *, where: str = "tree") -> StaticTree:

@@ -10,6 +10,7 @@ import pytest
 
 from jaxdecode.core.protocols import Cache, Drafter, Models, Verifier
 from jaxdecode.core.registry import METHODS
+from jaxdecode.evals import toys as smallest
 from jaxdecode.options import Options
 from tests import toys
 
@@ -19,6 +20,8 @@ SEATS = {"drafter": "drafters", "verifier": "verifiers", "cache": "caches"}
 SIGNATURES = {
     (Drafter, "prepare"): ["weights"],
     (Drafter, "init"): ["weights", "request", "canvas", "view", "memory"],
+    (Drafter, "absorb"): ["weights", "state", "canvas", "start", "num_new", "output"],
+    (Drafter, "score"): ["weights", "proposal", "program", "view", "taps"],
     (Drafter, "propose"): ["weights", "state", "request", "canvas", "view"],
     (Drafter, "update"): [
         "weights", "state", "request", "canvas", "proposal", "verdict", "output",
@@ -44,7 +47,9 @@ def _bundle(seat: str, file: str):
         return module.make(module.Config())
     lm = toys.model()
     bound = lm.bound
-    return module.make(module.Config(), Models(bound, bound))
+    kinds = {entry.heads for entry in METHODS.values() if entry.drafter == file} - {None}
+    heads = smallest.heads(kinds.pop(), lm).spec if kinds else None
+    return module.make(module.Config(), Models(bound, bound, heads))
 
 
 def _in_use() -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.dist import rules
 from jaxdecode.errors import InputError
-from jaxdecode.models import decoder, heads
+from jaxdecode.models import decoder, kv_heads
 from jaxdecode.models.config import param_shapes
 from tests import toys
 
@@ -56,8 +56,8 @@ def test_heads_that_cannot_be_split_are_refused_with_what_fits():
 def test_a_model_with_repeated_heads_is_the_same_model(changes):
     config = toys.config(num_heads=8, num_kv_heads=2, **changes)
     params = toys.params(config)
-    wide = heads.repeat_config(config, 4)
-    flat = {n: heads.repeat_array(n, x, 4) for n, x in decoder.flatten(params).items()}
+    wide = kv_heads.repeat_config(config, 4)
+    flat = {n: kv_heads.repeat_array(n, x, 4) for n, x in decoder.flatten(params).items()}
     assert {n: x.shape for n, x in flat.items()} == param_shapes(wide)
     tokens = jnp.asarray([[5, 3, 1, 9]])
     mask = MaskProgram(

@@ -1,0 +1,70 @@
+"""Losses that objectives share; float32, means over the tokens that count."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Rows of scores over a vocabulary that are held at once.
+CHUNK = 128
+
+
+def weighted_mean(values: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
+    """Mean of the values by weight; 0 if nothing has any."""
+    return (values * weight).sum() / jnp.maximum(weight.sum(), 1e-9)
+
+
+def per_head(values: Float[Array, "B T H"], weight: Float[Array, "B T H"]) -> Float[Array, "H"]:
+    """Weighted means over the tokens, head by head."""
+    return jax.vmap(weighted_mean, in_axes=-1)(values, weight)
+
+
+def cross_entropy(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """-log p(token), in nats."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def soft_cross_entropy(
+    logits: Float[Array, "*B V"], law: Float[Array, "*B V"]
+) -> Float[Array, "*B"]:
+    """-sum of law times log p, in nats."""
+    return jax.nn.logsumexp(logits, axis=-1) * law.sum(-1) - (law * logits).sum(-1)
+
+
+def smooth_l1(x: Float[Array, "*B D"], y: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    """Huber loss of width 1, averaged over the last axis."""
+    error = jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32))
+    return jnp.where(error < 1, 0.5 * error**2, error - 0.5).mean(-1)
+
+
+def over_tokens(
+    function: Callable[..., Any], *arrays: Float[Array, "B T ..."], chunk: int = CHUNK
+) -> Any:
+    """`function` on chunks of N tokens at a time; what it returns is joined again to `[B, T, ...]`.
+
+    Scores over a vocabulary are many times larger than what they are made from, so those of all
+    tokens are never held at once: the backward pass computes each chunk's again.
+
+    Args:
+        function: from `[N, ...]` arrays to a tree of `[N, ...]` arrays.
+        *arrays: leading axes B, T.
+        chunk: N.
+    """
+    batch, width = arrays[0].shape[:2]
+    num = batch * width
+    size = min(chunk, num)
+    steps = -(-num // size)
+
+    def split(array: Array) -> Array:
+        flat = array.reshape(num, *array.shape[2:])
+        padded = jnp.pad(flat, [(0, steps * size - num)] + [(0, 0)] * (flat.ndim - 1))
+        return padded.reshape(steps, size, *flat.shape[1:])
+
+    def join(parts: Array) -> Array:
+        return parts.reshape(-1, *parts.shape[2:])[:num].reshape(batch, width, *parts.shape[2:])
+
+    out = jax.lax.map(jax.checkpoint(lambda part: function(*part)), tuple(map(split, arrays)))
+    return jax.tree.map(join, out)

@@ -1,0 +1,109 @@
+"""The overfit gate: a drafter that was trained on one text drafts all of it.
+
+What is trained and what decodes must agree on offsets, positions, features and caches; a mistake in
+any of them shows here, where a loss curve would not show it.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxdecode as jd
+from jaxdecode.convert import heads as head_files
+from jaxdecode.convert.heads import Heads
+from jaxdecode.core.protocols import HeadSpec
+from jaxdecode.train.objective import Batch
+from jaxdecode.train.recipes import RECIPES
+from tests import toys
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def objective(recipe: str, *, shape=None, lm=None, **settings):
+    """The objective of a recipe on a toy target, and the spec of its heads."""
+    lm, line = lm or toys.model(), RECIPES[recipe]
+    spec = None
+    if line.heads is not None:
+        spec = HeadSpec(line.heads, head_files.shape_of(line.heads, shape or {}))
+    module = importlib.import_module(f"jaxdecode.train.objectives.{line.objective}")
+    return module.make(module.Config(**{**line.options, **settings}), lm.bound, spec), spec
+
+
+@functools.lru_cache
+def text(num_new=48, lm=None):
+    """The prompt, and what the target says to it."""
+    return jd.generate(lm or toys.model(), PROMPT, max_new_tokens=num_new).tokens[0]
+
+
+def batch(rows, prompt=0, width=None):
+    """One text per row; what follows the first `prompt` tokens counts."""
+    width = width or max(map(len, rows))
+    tokens = np.zeros((len(rows), width), np.int32)
+    real = np.zeros((len(rows), width), np.int32)
+    for b, row in enumerate(rows):
+        tokens[b, : len(row)], real[b, : len(row)] = row, 1
+    place = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
+    weight = np.asarray(real * (place >= prompt), np.float32)
+    return Batch(tokens=tokens, positions=place, segments=real, weight=weight)
+
+
+def train(made, lm, data, *, steps, lr, seed=0):
+    """Parameters after `steps` steps of Adam on one batch, and the losses on the way."""
+    start = made.init(jax.random.key(seed), lm.params)
+    flat = head_files.flattened(start.params)
+    held = {
+        name: leaf
+        for name, leaf in flat.items()
+        if start.frozen(name) or not jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    moving = {name: jnp.asarray(leaf) for name, leaf in flat.items() if name not in held}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(lr, steps))
+    )
+
+    def loss(moving, key):
+        return made.loss(head_files.nested(moving | held), lm.params, data, key)[0]
+
+    def step(carry, key):
+        moving, state = carry
+        value, grads = jax.value_and_grad(loss)(moving, key)
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(moving, updates), state), value
+
+    keys = jax.random.split(jax.random.key(seed + 1), steps)
+    run = jax.jit(lambda moving: jax.lax.scan(step, (moving, optimizer.init(moving)), keys))
+    (moving, _), values = run(moving)
+    return head_files.nested(moving | held), np.asarray(values)
+
+
+def passes(recipe: str, *, depth: int, steps=300, lr=1e-2, shape=None, settings=None, **options):
+    """Trains on one text; whether every draft of the loop is then accepted as a whole.
+
+    Args:
+        recipe: what is trained.
+        depth: tokens of a whole draft.
+        steps: of training.
+        lr: peak learning rate.
+        shape: sizes of the heads.
+        settings: of the objective.
+        **options: of the method.
+    """
+    lm, line = toys.model(), RECIPES[recipe]
+    made, spec = objective(recipe, shape=shape, **(settings or {}))
+    answer = text()
+    params, _ = train(made, lm, batch([PROMPT + answer]), steps=steps, lr=lr)
+    found = made.export(params, lm.params)
+    asked = {"max_new_tokens": len(answer) // (depth + 1) * (depth + 1)} | options
+    if found.heads is not None:
+        asked["heads"] = Heads(
+            spec=spec, params=found.heads, target=head_files.target_of(lm.config, "toy")
+        )
+    target = lm if found.target is None else jd.api.from_params(lm.config, found.target)
+    out = jd.generate(target, PROMPT, method=line.method, **asked)
+    plain = jd.generate(target, PROMPT, max_new_tokens=asked["max_new_tokens"])
+    assert out.tokens == plain.tokens
+    return out.stats[0].nfe == asked["max_new_tokens"] // (depth + 1)
