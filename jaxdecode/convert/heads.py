@@ -44,7 +44,7 @@ class Heads:
     Attributes:
         spec: their kind and shape.
         params: their parameters, a nested dict of arrays.
-        target: sizes of the model they were trained on, and the name it was loaded as.
+        target: what is known of the model they were trained on: its sizes and name.
         notes: how they were made, for people.
     """
 
@@ -102,6 +102,12 @@ def open_heads(heads: Heads | str | Path) -> Heads:
     return heads if isinstance(heads, Heads) else load_heads(heads)
 
 
+def is_heads(path: Path) -> bool:
+    """Whether a folder holds heads in our own format."""
+    file = path / "manifest.json"
+    return file.is_file() and read_json(file).get("format") == FORMAT
+
+
 def load_heads(path: str | Path) -> Heads:
     """Reads trained heads from their folder.
 
@@ -111,7 +117,10 @@ def load_heads(path: str | Path) -> Heads:
     """
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"heads={str(path)!r} is not a folder with trained heads.")
+        raise InputError(
+            f"heads={str(path)!r} is not a folder with trained heads; `jaxdecode convert` makes one of "
+            "heads that others published."
+        )
     manifest = read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise InputError(f"{folder} holds no heads: its manifest is of another format.")
@@ -166,7 +175,8 @@ def fitting(heads: Heads, config: ModelConfig, dtype: Any) -> Heads:
     """
     for field in _TARGET_FIELDS:
         have, want = heads.target.get(field), getattr(config, field)
-        if have != want:
+        # Published heads do not say everything about their target.
+        if have is not None and have != want:
             raise InputError(
                 f"the heads ({heads.spec.kind}) were trained on {heads.target.get('name')!r} with "
                 f"{field} {have}, but the target has {want}; train heads for this model."
