@@ -118,8 +118,8 @@ def load_heads(path: str | Path) -> Heads:
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
         raise InputError(
-            f"heads={str(path)!r} is not a folder with trained heads; `jaxdecode convert` makes one of "
-            "heads that others published."
+            f"heads={str(path)!r} is not a folder with trained heads; `jaxdecode convert` makes "
+            "one of heads that others published."
         )
     manifest = read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
