@@ -47,9 +47,6 @@ def measure(engine_: engine.Engine, request: Request, slots: int) -> list[float]
     """Seconds per step of each of the drafter's widths, on a canvas of `slots` slots."""
     drafter = engine_.method.drafter
     assert drafter.price is not None
-    # One prompt token and no stops: every row runs until it was timed.
-    request = dataclasses.replace(request, stop_tokens=jnp.full_like(request.stop_tokens, -1))
-    prompts, room = [[0]] * request.key.shape[0], slots - engine_.slack - 1
     timings: list[list[float]] = [[] for _ in drafter.widths]
     for repeat in range(REPEATS + 1):
         for index in range(len(drafter.widths)):
@@ -57,21 +54,26 @@ def measure(engine_: engine.Engine, request: Request, slots: int) -> list[float]
             only[index] = 1.0
             weights = drafter.price(engine_.weights, only)
             scratch = dataclasses.replace(engine_, weights=weights)
-            state = engine.prefilled(scratch, request, prompts, room)
-            begin = time.perf_counter()
-            state = loop.run(
-                weights,
-                request,
-                state,
-                jnp.int32(STEPS),
-                target=engine_.model.target,
-                method=engine_.method,
-            )
-            steps = int(jax.block_until_ready(state.step))
+            seconds = seconds_per_step(scratch, request, slots)
             if repeat:  # the first time it compiles
-                timings[index].append((time.perf_counter() - begin) / max(steps, 1))
+                timings[index].append(seconds)
     # Scoring more nodes cannot take less time.
     return np.maximum.accumulate(np.min(timings, axis=1)).tolist()
+
+
+def seconds_per_step(engine_: engine.Engine, request: Request, slots: int) -> float:
+    """One timing of a few steps, on a canvas of `slots` slots; the first one compiles."""
+    # One prompt token and no stops: every row runs until it was timed.
+    request = dataclasses.replace(request, stop_tokens=jnp.full_like(request.stop_tokens, -1))
+    prompts = [[0]] * request.key.shape[0]
+    state = engine.prefilled(engine_, request, prompts, slots - engine_.slack - 1)
+    method, target = engine_.method, engine_.model.target
+    begin = time.perf_counter()
+    state = loop.run(
+        engine_.weights, request, state, jnp.int32(STEPS), target=target, method=method
+    )
+    steps = int(jax.block_until_ready(state.step))
+    return (time.perf_counter() - begin) / max(steps, 1)
 
 
 def _key(engine_: engine.Engine, batch: int) -> str:

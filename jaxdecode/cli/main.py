@@ -22,6 +22,7 @@ from jaxdecode.cli.merge import Merge
 from jaxdecode.cli.methods import Methods
 from jaxdecode.cli.models import Models
 from jaxdecode.cli.plan import Plan
+from jaxdecode.cli.tree import Tree
 from jaxdecode.cli.verify import Verify
 from jaxdecode.errors import InputError, JaxdecodeError
 
@@ -41,6 +42,7 @@ Command = (
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Exactness, subcommand("exactness")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Tree, subcommand("tree")]
 )
 
 USAGE_ERROR = 2
