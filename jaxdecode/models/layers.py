@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxdecode.core import ops
 from jaxdecode.core.attention import XLA, Backend, View, attention
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.models import layout
+from jaxdecode.models import layout, lora
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.rope import rotate
 
@@ -46,6 +46,14 @@ def _copy_for(module: nn.Module, x: Array, name: str, default: Any) -> Any:
     return module.get_variable("params", name) if has_copy else default
 
 
+def _adapted(module: nn.Module, x: Array, out: Array) -> Array:
+    """What the product returned, changed by the layer's adapter if it has one."""
+    if not module.has_variable("params", lora.NAME):
+        return out
+    adapter: Any = module.get_variable("params", lora.NAME)
+    return lora.add(adapter, x, out)
+
+
 class Linear(nn.Module):
     """Product with a `[in, *features]` kernel, returned in `dtype`."""
 
@@ -59,7 +67,7 @@ class Linear(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0)
         kernel = self.param("kernel", init, (width, *self.features))
         kernel = _copy_for(self, x, layout.ONE_ROW, kernel)
-        out = ops.linear(x, kernel, self.dtype)
+        out = _adapted(self, x, ops.linear(x, kernel, self.dtype))
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, self.features).astype(out.dtype)
         return out
@@ -82,6 +90,7 @@ class OutputLinear(nn.Module):
         else:
             one_row = _copy_for(self, x, layout.ONE_ROW, kernel)
             out = ops.linear_transposed(x, one_row, self.dtype)
+        out = _adapted(self, x, out)
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(out.dtype)
         return out
