@@ -74,8 +74,8 @@ class TargetOutput:
 class Target(NamedTuple):
     """A language model as pure functions: the target, or a draft model.
 
-    forward: (params, tokens [B, T] or Blend, mask program, cached rows or None, taps)
-             -> TargetOutput
+    forward: (params, tokens [B, T] or Blend or embedded rows [B, T, D], mask program, cached rows
+             or None, taps) -> TargetOutput
     logits:  (params, hidden [..., D]) -> float32 scores [..., V]
 
     The parts that forward is made of, for those who need only some of the layers:

@@ -243,4 +243,18 @@ METHODS = {
         tier="lab",
         summary="the target reads the draft twice and keeps what it would keep on reflection",
     ),
+    "ppd": Entry(
+        drafter="ppd",
+        tree="probes and static",
+        source="arXiv:2405.18628",
+        summary="trained prompt tokens behind every candidate make the next drafts on the way",
+        heads="ppd",
+    ),
+    "mtp_future": Entry(
+        drafter="mtp_future",
+        tree="probes and chain",
+        source="arXiv:2507.11851",
+        summary="mask tokens with adapters of their own guess ahead in the pass that checks drafts",
+        heads="mtp_future",
+    ),
 }

@@ -25,6 +25,8 @@ from jaxdecode.models.config import ModelConfig, param_shapes
 from jaxdecode.models.layers import Block, RMSNorm
 
 Params = dict[str, Any]
+# Tokens, weighted sums of tokens, or rows that are embedded already.
+Inputs = Int[Array, "B T"] | Float[Array, "B T D"] | Blend
 # Kinds of devices on which a scanned layer leaves its last sum to the next one. On v5p XLA then
 # keeps the residual stream of a tree in vector memory; v6e would move more (docs/hardware.md).
 _SUM_LATER = ("TPU v5",)
@@ -132,7 +134,7 @@ def _forward(
     config: ModelConfig,
     block: Block,
     params: Params,
-    tokens: Int[Array, "B T"] | Blend,
+    tokens: Inputs,
     mask: MaskProgram,
     cached: Rows | None,
     taps: tuple[str, ...],
@@ -147,7 +149,9 @@ def _forward(
     return TargetOutput(hidden=hidden, rows=rows, taps={name: seen[name] for name in taps})
 
 
-def _embed(config: ModelConfig, params: Params, tokens: Int[Array, "B T"] | Blend):
+def _embed(config: ModelConfig, params: Params, tokens: Inputs):
+    if not isinstance(tokens, Blend) and jnp.issubdtype(tokens.dtype, jnp.floating):
+        return tokens
     x = _table_rows(params["embed"]["embedding"], tokens)
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)

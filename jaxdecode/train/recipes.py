@@ -33,4 +33,18 @@ RECIPES = {
         source="arXiv:2401.10774",
         summary="heads on the last hidden state; the target is frozen (Medusa-1)",
     ),
+    "ppd": Recipe(
+        objective="ppd",
+        heads="ppd",
+        method="ppd",
+        source="arXiv:2405.18628",
+        summary="embeddings of prompt tokens, by the target's own law further on",
+    ),
+    "mtp_future": Recipe(
+        objective="mtp_future",
+        heads="mtp_future",
+        method="mtp_future",
+        source="arXiv:2507.11851",
+        summary="mask tokens, adapters for their rows only, and a sampler",
+    ),
 }

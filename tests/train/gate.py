@@ -80,7 +80,18 @@ def train(made, lm, data, *, steps, lr, seed=0):
     return head_files.nested(moving | held), np.asarray(values)
 
 
-def passes(recipe: str, *, depth: int, steps=300, lr=1e-2, shape=None, settings=None, **options):
+def passes(
+    recipe: str,
+    *,
+    depth: int,
+    steps=300,
+    lr=1e-2,
+    shape=None,
+    settings=None,
+    num_new=48,
+    blind=0,
+    **options,
+):
     """Trains on one text; whether every draft of the loop is then accepted as a whole.
 
     Args:
@@ -90,14 +101,17 @@ def passes(recipe: str, *, depth: int, steps=300, lr=1e-2, shape=None, settings=
         lr: peak learning rate.
         shape: sizes of the heads.
         settings: of the objective.
+        num_new: tokens of the text beyond the prompt.
+        blind: steps at the start in which there cannot be a draft.
         **options: of the method.
     """
     lm, line = toys.model(), RECIPES[recipe]
     made, spec = objective(recipe, shape=shape, **(settings or {}))
-    answer = text()
+    answer = text(num_new)
     params, _ = train(made, lm, batch([PROMPT + answer]), steps=steps, lr=lr)
     found = made.export(params, lm.params)
-    asked = {"max_new_tokens": len(answer) // (depth + 1) * (depth + 1)} | options
+    num_whole = (len(answer) - blind) // (depth + 1)
+    asked = {"max_new_tokens": blind + num_whole * (depth + 1)} | options
     if found.heads is not None:
         asked["heads"] = Heads(
             spec=spec, params=found.heads, target=head_files.target_of(lm.config, "toy")
@@ -106,4 +120,4 @@ def passes(recipe: str, *, depth: int, steps=300, lr=1e-2, shape=None, settings=
     out = jd.generate(target, PROMPT, method=line.method, **asked)
     plain = jd.generate(target, PROMPT, max_new_tokens=asked["max_new_tokens"])
     assert out.tokens == plain.tokens
-    return out.stats[0].nfe == asked["max_new_tokens"] // (depth + 1)
+    return out.stats[0].nfe == blind + num_whole
