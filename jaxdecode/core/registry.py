@@ -257,4 +257,11 @@ METHODS = {
         summary="mask tokens with adapters of their own guess ahead in the pass that checks drafts",
         heads="mtp_future",
     ),
+    "hidden_transfer": Entry(
+        drafter="hidden_transfer",
+        tree="probes and static",
+        source="arXiv:2404.12022",
+        summary="states of tokens ahead, made from a candidate's own, enter half way up the target",
+        heads="hidden_transfer",
+    ),
 }

@@ -4,13 +4,17 @@ Behind the T tokens of a row stand k probes for each of P of its places. They se
 of a tree see: the tokens of their text up to their place, and the probes before them of that place.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.core import masks
 from jaxdecode.core.masks import MaskProgram
+from jaxdecode.core.protocols import Target
 from jaxdecode.core.types import pytree
+from jaxdecode.train import losses
 from jaxdecode.train.objective import Batch, ahead
 
 
@@ -89,6 +93,46 @@ def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) ->
         wanted=take(wanted),
         weight=take(weight),
     )
+
+
+def distilled(
+    target: Target,
+    params: Any,
+    laid: Laid,
+    asked: Float[Array, "B P k D"],
+    texts: Float[Array, "B T D"],
+    *,
+    decay: float,
+    temperature: float,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Loss and metrics of probes that should have the target's own law at their places.
+
+    Args:
+        target: its functions.
+        params: its parameters.
+        laid: what the pass was given.
+        asked: hidden states of the probes.
+        texts: hidden states of the tokens.
+        decay: weight of each probe relative to the one before.
+        temperature: of the target's law.
+    """
+
+    def per_probe(asked, taught, wanted):
+        scores = target.logits(params, asked)
+        law = jax.nn.softmax(target.logits(params, taught) / temperature)
+        distance = losses.soft_cross_entropy(scores, law) + (law * jnp.log(law + 1e-20)).sum(-1)
+        return distance, scores.argmax(-1) == wanted
+
+    taught = jax.lax.stop_gradient(laid.later(texts))
+    errors, hits = losses.over_tokens(per_probe, asked, taught, laid.wanted)
+    rates = losses.per_head(hits, laid.weight)
+    metrics = {f"accuracy.{j}": rate for j, rate in enumerate(rates)}
+    return combine(losses.per_head(errors, laid.weight), decay), metrics
+
+
+def combine(errors: Float[Array, "k"], decay: float) -> Float[Array, ""]:
+    """The weighted sum of the probes' errors, over their number."""
+    return (errors * decay ** jnp.arange(1, len(errors) + 1)).sum() / len(errors)
 
 
 def _sees(

@@ -47,4 +47,11 @@ RECIPES = {
         source="arXiv:2507.11851",
         summary="mask tokens, adapters for their rows only, and a sampler",
     ),
+    "hidden_transfer": Recipe(
+        objective="hidden_transfer",
+        heads="hidden_transfer",
+        method="hidden_transfer",
+        source="arXiv:2404.12022",
+        summary="matrices that turn a state into those of the tokens ahead, by the target's law",
+    ),
 }

@@ -162,6 +162,20 @@ def below(
     return first[:, None] + jnp.arange(table.num_probes, dtype=jnp.int32), count
 
 
+def candidate_of(proposal: Proposal, num_probes: int) -> Int[Array, "B N"]:
+    """The candidate that each probe hangs below; of a candidate itself."""
+    assert proposal.probe is not None
+    index = jnp.arange(proposal.tokens.shape[1], dtype=jnp.int32)
+
+    def row(parent, probe):
+        node = index
+        for _ in range(num_probes):
+            node = jnp.where(probe[node], parent[node], node)
+        return node
+
+    return jax.vmap(row)(proposal.parent, proposal.probe)
+
+
 def at(rows: Float[Array, "B N *D"], nodes: Int[Array, "B n"]) -> Float[Array, "B n *D"]:
     """`rows[b, nodes[b]]`; nodes that a narrower step does not have give its last."""
     return jax.vmap(lambda row, index: row[jnp.minimum(index, len(row) - 1)])(rows, nodes)

@@ -7,12 +7,11 @@ Loss: sum over probes j (from 0) of decay^(j+1) KL(target's law j + 1 tokens on,
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import HeadSpec, Model
 from jaxdecode.heads import ppd
-from jaxdecode.train import losses, probed
+from jaxdecode.train import probed
 from jaxdecode.train.objective import Objective, Start, heads_only
 from jaxdecode.trees import probes
 
@@ -23,15 +22,18 @@ class Config:
 
     Attributes:
         decay: weight of each probe relative to the one before.
+        temperature: of the target's law; small values teach its likeliest token.
         num_places: places of a text that are probed in one step; None probes all.
     """
 
     decay: float = 0.8
+    temperature: float = 1.0
     num_places: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.number("decay", self.decay, "a number in (0, 1]", lambda x: 0 < x <= 1)
+        checks.number("temperature", self.temperature, "above 0", lambda x: x > 0)
         if self.num_places is not None:
             checks.integer("num_places", self.num_places, low=1)
 
@@ -49,36 +51,8 @@ def make(config: Config, model: Model, spec: HeadSpec) -> Objective:
         params_of, x = probes.enter(target, frozen, params, laid.tokens, laid.probe)
         output = target.forward(params_of, x, laid.program, None)
         texts, asked = laid.split(output.hidden)
-        return distilled(target, frozen, laid, asked, texts, config.decay)
+        return probed.distilled(
+            target, frozen, laid, asked, texts, decay=config.decay, temperature=config.temperature
+        )
 
     return Objective(init=init, loss=loss, export=heads_only)
-
-
-def distilled(target, params, laid, asked, texts, decay):
-    """Loss and metrics of probes that should have the target's own law at their places.
-
-    Args:
-        target: its functions.
-        params: its parameters.
-        laid: what the pass was given.
-        asked: hidden states of the probes.
-        texts: hidden states of the tokens.
-        decay: weight of each probe relative to the one before.
-    """
-
-    def per_probe(asked, taught, wanted):
-        scores = target.logits(params, asked)
-        law = jax.nn.softmax(target.logits(params, taught))
-        distance = losses.soft_cross_entropy(scores, law) + (law * jnp.log(law + 1e-20)).sum(-1)
-        return distance, scores.argmax(-1) == wanted
-
-    taught = jax.lax.stop_gradient(laid.later(texts))
-    errors, hits = losses.over_tokens(per_probe, asked, taught, laid.wanted)
-    rates = losses.per_head(hits, laid.weight)
-    metrics = {f"accuracy.{j}": rate for j, rate in enumerate(rates)}
-    return combine(losses.per_head(errors, laid.weight), decay), metrics
-
-
-def combine(errors, decay):
-    """The weighted sum of the probes' errors, over their number."""
-    return (errors * decay ** jnp.arange(1, len(errors) + 1)).sum() / len(errors)
