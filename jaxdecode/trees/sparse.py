@@ -8,7 +8,6 @@ than state m - 1. How often the states are met is the stationary law of the walk
 the expected tokens per step, by which the number of candidates is chosen.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,12 +32,6 @@ def falling(depth: int, width: int, first: float = 0.6, fall: float = 0.8) -> np
     """
     rank, place = np.arange(width), np.arange(depth)[:, None]
     return first * (1 - first) ** rank * fall**place
-
-
-@functools.lru_cache(maxsize=64)
-def default(num_probes: int, num_nodes: int, width: int) -> Plan:
-    """The plan for falling rates."""
-    return best(falling(num_probes, width), num_nodes)
 
 
 def best(rates: np.ndarray, num_nodes: int) -> Plan:

@@ -131,7 +131,9 @@ def test_the_drafter_scores_as_training_does():
     np.testing.assert_allclose(ours.hidden, passed(lm, proposal, heads.params)[0].hidden, atol=1e-6)
 
 
-GATE = dict(depth=3, shape=SHAPE, blind=1, num_draft=40, settings={"temperature": 0.01})
+GATE = dict(
+    depth=3, shape=SHAPE, blind=1, num_draft=40, settings={"temperature": 0.01}, num_new=9, prompt=8
+)
 
 
 def test_the_overfit_gate():

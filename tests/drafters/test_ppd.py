@@ -1,4 +1,4 @@
-"""Prompt tokens: layouts and rates by hand, tokens that see no probe, the overfit gate."""
+"""Prompt tokens: layouts and rates by hand, tokens that see no probe, the loss."""
 
 import dataclasses
 
@@ -144,26 +144,6 @@ def test_tokens_are_those_of_plain_decoding(asked):
         lm, PROMPTS, method="ppd", max_new_tokens=24, heads=smallest.heads("ppd", lm), **asked
     )
     assert out.tokens == jd.generate(lm, PROMPTS, max_new_tokens=24, **more).tokens
-
-
-# A hundred numbers learn no long text: one draft of three tokens, and the token that follows.
-GATE = dict(
-    depth=3,
-    shape={"num_probes": 3},
-    settings={"temperature": 0.01},
-    num_new=5,
-    blind=1,
-    num_nodes=200,
-    num_draft=10,
-)
-
-
-def test_the_overfit_gate():
-    assert gate.passes("ppd", **GATE)
-
-
-def test_the_gate_can_fail():
-    assert not gate.passes("ppd", steps=3, **GATE)
 
 
 def test_budgets_that_hold_no_candidate_are_refused():

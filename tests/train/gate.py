@@ -90,6 +90,7 @@ def passes(
     settings=None,
     num_new=48,
     blind=0,
+    prompt=0,
     **options,
 ):
     """Trains on one text; whether every draft of the loop is then accepted as a whole.
@@ -103,12 +104,13 @@ def passes(
         settings: of the objective.
         num_new: tokens of the text beyond the prompt.
         blind: steps at the start in which there cannot be a draft.
+        prompt: tokens at the start that do not count in training.
         **options: of the method.
     """
     lm, line = toys.model(), RECIPES[recipe]
     made, spec = objective(recipe, shape=shape, **(settings or {}))
     answer = text(num_new)
-    params, _ = train(made, lm, batch([PROMPT + answer]), steps=steps, lr=lr)
+    params, _ = train(made, lm, batch([PROMPT + answer], prompt), steps=steps, lr=lr)
     found = made.export(params, lm.params)
     num_whole = (len(answer) - blind) // (depth + 1)
     asked = {"max_new_tokens": blind + num_whole * (depth + 1)} | options
