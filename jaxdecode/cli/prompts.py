@@ -1,12 +1,10 @@
 """Prompts of the command line: one text, one chat message, or the lines of a JSONL file."""
 
 import dataclasses
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from jaxdecode import jsonl
 from jaxdecode.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,40 +82,14 @@ def tokenize_all(lm: "LanguageModel", lines: list[PromptLine]) -> list[list[int]
 
 
 def _read(option: str, name: str, parse_line: _ParseLine) -> list[PromptLine]:
-    if name == "-":
-        return _parse(sys.stdin, "<stdin>", parse_line)
-    try:
-        with Path(name).expanduser().open(encoding="utf-8-sig") as file:
-            return _parse(file, name, parse_line)
-    except OSError as error:
-        raise InputError(f"{option} {name}: cannot be read ({error.strerror}).") from error
-
-
-def _parse(file: TextIO, name: str, parse_line: _ParseLine) -> list[PromptLine]:
-    lines, number = [], 0
-    try:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{name}:{number}"
-                lines.append(parse_line(_object(line, where), where))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 text after line {number} ({error.reason}).") from error
+    lines = [
+        parse_line(content, where)
+        for where, content in jsonl.read(name, option=option, wanted=_WANTED)
+    ]
     if not lines:
-        raise InputError(f"{name}: there are no prompts; give one JSON object per line.")
+        where = "<stdin>" if name == "-" else name
+        raise InputError(f"{where}: there are no prompts; give one JSON object per line.")
     return lines
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON: {error.msg} (column {error.colno}).") from error
-    except (ValueError, RecursionError) as error:
-        # An integer of thousands of digits, or lists nested without end.
-        raise InputError(f"{where}: not usable JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{where}: {_WANTED}, got a JSON {_json_type(content)}.")
-    return content
 
 
 def _prompt_line(content: dict[str, Any], where: str) -> PromptLine:
@@ -151,11 +123,6 @@ def _check_form(form: str, value: Any, where: str) -> None:
     wanted = str if form == "prompt" else list
     if not isinstance(value, wanted):
         name = "text" if wanted is str else "a list"
-        raise InputError(f'{where}: "{form}" must be {name}, got a JSON {_json_type(value)}.')
+        raise InputError(f'{where}: "{form}" must be {name}, got a JSON {jsonl.type_name(value)}.')
     if not value:
         raise InputError(f'{where}: "{form}" is empty.')
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")

@@ -115,18 +115,24 @@ class Tokenizer:
         Raises:
             InputError: if there is no template, or it does not accept the messages.
         """
+        text = self.chat_text(messages, add_generation_prompt=add_generation_prompt)
+        return self.encode(text, add_special=False)
+
+    def chat_text(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """What `apply_chat` cuts into tokens."""
         if self.chat_template is None:
             raise InputError(
                 "messages need a chat template and this checkpoint has none; pass a raw prompt."
             )
-        text = chat.render(
+        return chat.render(
             self.chat_template,
             messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=self._piece(self.bos_id),
             eos_token=self._piece(self.eos_id),
         )
-        return self.encode(text, add_special=False)
 
     def _piece(self, token: int | None) -> str:
         return "" if token is None else self.backend.piece(token)

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "jaxdecode"
 RANKS = {
     "errors": 0,
     "checks": 0.5,
+    "jsonl": 0.5,
     "paths": 0,
     "dist": 0.8,
     "core": 1,
