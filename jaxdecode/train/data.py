@@ -1,10 +1,9 @@
 """From JSONL to packed batches: shuffled, shared among processes, resumable at any batch.
 
 Every epoch is packed anew: its texts in a random order, each into the fullest row that still has
-room, and the rows in a random order. Batches follow each other through the rows of all epochs, and
-the process p of P takes the p-th of P equal parts of each. So what is trained on in a step depends
-on the seed and on the rows of all processes together, but not on how many processes share them; and
-the place in it is two numbers.
+room. Batches follow each other through the rows of all epochs, and process p of P takes the p-th of
+P equal parts of each. So what is trained on in a step depends on the seed and on the rows of all
+processes together, but not on how many processes share them; and the place in it is two numbers.
 
 Texts are held in memory as tokens: five bytes per token, on every host.
 """
@@ -244,23 +243,19 @@ class _Batches(grain.IterDataset):
         self.texts, self.config = texts, config
         self.batch_size, self.part = batch_size, part
         self._seed = seed
+        self._order: Any = grain.MapDataset.range(len(texts)).shuffle(seed=seed)
 
     def __iter__(self) -> "_BatchIterator":
         return _BatchIterator(self)
 
     def rows(self, epoch: int) -> list[list[int]]:
         """The texts of every row of an epoch."""
-        order = self._shuffled(len(self.texts), epoch)
+        num = len(self.texts)
+        order = [self._order[epoch * num + i] % num for i in range(num)]
         if not self.config.pack:
             return [[i] for i in order]
         lengths = [len(self.texts[i].tokens) for i in order]
-        rows = [[order[i] for i in row] for row in pack(lengths, self.config.max_length)]
-        # The last rows opened are emptier than the first.
-        return [rows[i] for i in self._shuffled(len(rows), epoch)]
-
-    def _shuffled(self, num: int, epoch: int) -> list[int]:
-        order: Any = grain.MapDataset.range(num).shuffle(seed=self._seed)
-        return [order[epoch * num + i] % num for i in range(num)]
+        return [[order[i] for i in row] for row in pack(lengths, self.config.max_length)]
 
     def digest(self) -> str:
         """What the order of the data depends on."""
