@@ -222,7 +222,7 @@ def write(job: Job, number: int, lines: Iterable[str]) -> None:
     Raises:
         JaxdecodeError: no space is left.
     """
-    with _space(job), atomic_file(job.part(number)) as file:
+    with space(job), atomic_file(job.part(number)) as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
@@ -251,7 +251,7 @@ def merge(job: Job) -> bool:
 
 
 def _join(job: Job) -> None:
-    with _space(job), atomic_file(job.results) as results:
+    with space(job), atomic_file(job.results) as results:
         for number in range(job.num_parts):
             _check_part(job, number)
             with job.part(number).open(encoding="utf-8") as part:
@@ -270,7 +270,8 @@ def _check_part(job: Job, number: int) -> None:
 
 
 @contextlib.contextmanager
-def _space(job: Job) -> Iterator[None]:
+def space(job: Job) -> Iterator[None]:
+    """Turns a full disk into an error that says what to do."""
     try:
         yield
     except OSError as error:

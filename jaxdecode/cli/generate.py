@@ -23,6 +23,7 @@ from jaxdecode.cli.common import (
 )
 from jaxdecode.cli.output import open_output, progress_bar, record
 from jaxdecode.cli.prompts import PromptLine, read_prompts, tokenize_all
+from jaxdecode.cli.sharing import Coordinator, JoinTimeout, Processes, ProcessId
 from jaxdecode.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,16 +104,10 @@ class Generate:
     """Print the text of the one prompt while it is made."""
     out: Annotated[_File, arg(metavar="FILE_OR_FOLDER", help=_OUT_HELP)] = None
     overwrite: Overwrite = False
-    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """Processes that share the prompts; by default as TPU pods, SLURM and the like say."""
-    process_id: Annotated[int | None, arg(metavar="I", help_behavior_hint="")] = None
-    """Which of the processes this is, from 0."""
-    coordinator: Annotated[
-        str | None, arg(metavar="HOST:PORT", constructor=str, help_behavior_hint="")
-    ] = None
-    """Where process 0 waits for the others, to see that all are there and agree."""
-    join_timeout: Annotated[float | None, arg(metavar="SECONDS", help_behavior_hint="")] = None
-    """How long the processes wait for each other; 120 unless given."""
+    processes: Processes = None
+    process_id: ProcessId = None
+    coordinator: Coordinator = None
+    join_timeout: JoinTimeout = None
     progress: Flag = False
     """Show progress even if stderr is no terminal."""
     accept_terms: AcceptTerms = False

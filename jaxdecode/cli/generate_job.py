@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxdecode import checks
+from jaxdecode.cli import sharing
 from jaxdecode.cli.common import note, print_json, show_progress, use_compile_cache
 from jaxdecode.cli.output import record, run_bar
 from jaxdecode.cli.prompts import PromptLine, tokenize_all
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
     from jaxdecode.dist.hosts import Process
     from jaxdecode.jobs import Job
 
-# Fields of the command that do not change the results, besides those of `_JOB_FIELDS`.
+# Fields of the command that do not change the results, besides those of sharing.
 _NO_SETTINGS = (
     *("prompt", "message", "batch_size", "mesh", "attention", "json", "stream", "out"),
     *("overwrite", "progress", "accept_terms", "debug"),
 )
-# Of digests, enough to tell files apart.
-_DIGITS = 16
-_JOB_FIELDS = ("processes", "process_id", "coordinator", "join_timeout")
 
 
 def asked_for(command: "Generate") -> bool:
@@ -34,7 +31,7 @@ def asked_for(command: "Generate") -> bool:
     out = command.out
     if out is not None and (out.endswith("/") or Path(out).expanduser().is_dir()):
         return True
-    for name in _JOB_FIELDS:
+    for name in sharing.FIELDS:
         if getattr(command, name) is not None:
             raise InputError(
                 f"--{name.replace('_', '-')} needs a folder for the results: --out FOLDER/."
@@ -51,12 +48,12 @@ def run(command: "Generate", lines: list[PromptLine]) -> int:
     resolve.split(command.method, command.options([line.seed for line in lines]))
     resolve.check_draft(command.method, given=command.draft is not None)
     settings = _settings(command)
-    here = _meet(command, settings)
+    here = sharing.meet(command, settings)
     begin = time.perf_counter()
     use_compile_cache()
     job = jobs.begin(
         Path(str(command.out)).expanduser(),
-        settings | _environment(),
+        settings | sharing.environment(),
         num_rows=len(lines),
         batch_rows=max(command.batch_size // command.n, 1),
         lines_per_row=command.n,
@@ -64,7 +61,7 @@ def run(command: "Generate", lines: list[PromptLine]) -> int:
     )
     with jobs.claim(job, here.process_id):
         parts = jobs.to_do(job, here.process_id, here.num_processes)
-        done = _decode(command, job, parts, lines, _title(here)) if parts else (0, 0)
+        done = _decode(command, job, parts, lines, sharing.title(here)) if parts else (0, 0)
         jobs.merge(job)
     _report(command, job, here, done, time.perf_counter() - begin)
     return 0
@@ -82,57 +79,17 @@ def _check(command: "Generate") -> None:
 
 def _settings(command: "Generate") -> dict[str, Any]:
     """What must be the same on every host and after every restart, by field of the command."""
-    from jaxdecode.convert.checkpoint import hash_files
-    from jaxdecode.convert.fingerprint import fingerprint
-
     names = [field.name for field in dataclasses.fields(command)]
     settings = {
-        name: getattr(command, name) for name in names if name not in (*_NO_SETTINGS, *_JOB_FIELDS)
+        name: getattr(command, name)
+        for name in names
+        if name not in (*_NO_SETTINGS, *sharing.FIELDS)
     }
-    digest = hash_files([Path(settings["prompts"]).expanduser()])[0]
-    settings["prompts"] = f"file {digest[:_DIGITS]}"
+    settings["prompts"] = sharing.file_setting(settings["prompts"])
     for name in ("model", "draft"):
-        # Hosts may keep the same files in different places.
-        path = Path(settings[name] or "").expanduser()
-        if settings[name] is not None and path.exists():
-            settings[name] = f"files {fingerprint(path)[:_DIGITS]}"
+        if settings[name] is not None:
+            settings[name] = sharing.model_setting(settings[name])
     return settings
-
-
-def _environment() -> dict[str, Any]:
-    """What else rounding depends on; asked only after the processes have met."""
-    import jax
-
-    import jaxdecode
-
-    versions = {"version of jaxdecode": jaxdecode.__version__, "version of jax": jax.__version__}
-    return {**versions, "backend": jax.default_backend()}
-
-
-def _meet(command: "Generate", settings: dict[str, Any]) -> "Process":
-    """Finds this process's place, and the other processes if they have a coordinator."""
-    from jaxdecode.dist import hosts
-
-    timeout = hosts.TIMEOUT_SECONDS if command.join_timeout is None else command.join_timeout
-    checks.number("--join-timeout", timeout, "a number of seconds > 0", lambda x: x > 0)
-    here = hosts.this_process(
-        coordinator=command.coordinator,
-        num_processes=command.processes,
-        process_id=command.process_id,
-        timeout=timeout,
-    )
-    if command.join_timeout is not None and here.coordinator is None:
-        raise InputError("--join-timeout has nobody to wait for; add --coordinator.")
-    if here.coordinator is not None and here.num_processes > 1:
-        note(f"process {here.process_id} of {here.num_processes} waits for the others")
-    # No jax.distributed: the processes share no arrays, and one that dies must not end the others.
-    facts = {f"--{name.replace('_', '-')}": json.dumps(value) for name, value in settings.items()}
-    hosts.preflight(here, facts, timeout=timeout)
-    return here
-
-
-def _title(here: "Process") -> str:
-    return f"process {here.process_id} of {here.num_processes}" if here.num_processes > 1 else ""
 
 
 def _decode(
@@ -149,14 +106,13 @@ def _decode(
     # As arrays: lists of millions of tokens would fill the memory.
     prompts = [[np.asarray(row, np.int32) for row in tokenize_all(lm, rows)] for rows in mine]
     num_prompts, num_tokens = sum(map(len, mine)), 0
-    with run_bar(f"{title} prompts".strip(), num_prompts, show_progress(command.progress)) as tick:
+    with run_bar(title, num_prompts, show_progress(command.progress)) as tick:
         for number, rows, tokens in zip(parts, mine, prompts, strict=True):
             options = command.options([line.seed for line in rows])
             result = command.decode(lm, draft, tokens, None, options)
             jobs.write(job, number, _json_lines(command, job.rows(number), result))
             num_tokens += sum(stats.num_tokens for stats in result.stats)
-            for _ in rows:
-                tick()
+            tick(len(rows))
     return num_prompts, num_tokens
 
 
@@ -189,9 +145,6 @@ def _report(
         return
     note(f"{num_prompts} prompts and {num_tokens} tokens in {seconds:.1f} s")
     if results is None:
-        note(
-            f"{len(missing)} of {job.num_parts} parts are not here yet: other processes write them "
-            "here, or copy theirs here and run `jaxdecode merge`"
-        )
+        note(f"{sharing.remaining(len(missing), job.num_parts)} and run `jaxdecode merge`")
     else:
         note(f"complete: {results}")

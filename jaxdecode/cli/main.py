@@ -15,6 +15,7 @@ import jaxdecode
 from jaxdecode.cli.bench import Bench
 from jaxdecode.cli.common import note
 from jaxdecode.cli.convert import Convert
+from jaxdecode.cli.distill import Distill
 from jaxdecode.cli.exactness import Exactness
 from jaxdecode.cli.generate import Generate
 from jaxdecode.cli.inspect import Inspect
@@ -43,6 +44,7 @@ Command = (
     | Annotated[Exactness, subcommand("exactness")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Tree, subcommand("tree")]
+    | Annotated[Distill, subcommand("distill")]
 )
 
 USAGE_ERROR = 2

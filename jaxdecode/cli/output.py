@@ -91,10 +91,14 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
-def run_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar of runs on stderr with the time left; yields the function that counts one."""
+def run_bar(title: str, total: int, shown: bool) -> Iterator[Callable[..., None]]:
+    """A bar of runs on stderr with the time left; yields the function that counts one or several.
+
+    Runs that end together are counted together, or the time left would be too short: it is judged
+    from the second count on, for the first one takes compilation as well.
+    """
     if not shown:
-        yield lambda: None
+        yield lambda num=1: None
         return
     from rich.progress import (
         BarColumn,
@@ -115,7 +119,7 @@ def run_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]
     )
     with _bar(*columns, speed_estimate_period=3600.0) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda num=1: bar.advance(task, num)
 
 
 def _bar(*columns: Any, **options: Any) -> "Progress":

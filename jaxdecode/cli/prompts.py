@@ -57,7 +57,7 @@ def read_prompts(name: str) -> list[PromptLine]:
     return _read("--prompts", name, _prompt_line)
 
 
-def read_suite(name: str) -> list[PromptLine]:
+def read_suite(name: str, option: str = "--suite") -> list[PromptLine]:
     """Prompts with their categories: lines as `read_prompts` takes, or those of Spec-Bench.
 
     A line may have a "category". Of a line with "turns" the first one is used, as a user's message.
@@ -65,7 +65,7 @@ def read_suite(name: str) -> list[PromptLine]:
     Raises:
         InputError: naming file and line of the first line that cannot be used.
     """
-    return _read("--suite", name, _suite_line)
+    return _read(option, name, _suite_line)
 
 
 def tokenize_all(lm: "LanguageModel", lines: list[PromptLine]) -> list[list[int]]:

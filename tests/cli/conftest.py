@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers.models import BPE
 
-from jaxdecode.cli import bench, generate, generate_job
+from jaxdecode.cli import bench, distill, generate, generate_job
 from jaxdecode.cli.main import main
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny" / "llama"
@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory) -> str:
 def cli(capsys, monkeypatch, tmp_path):
     """Runs a command line; the user's caches are out of reach."""
     monkeypatch.setenv("JAXDECODE_CACHE", str(tmp_path / "cache"))
-    for command in (bench, generate, generate_job):
+    for command in (bench, distill, generate, generate_job):
         monkeypatch.setattr(command, "use_compile_cache", lambda: None)
 
     def run(*args: object) -> Outcome:
