@@ -1,7 +1,8 @@
 """The seam between the trainer and what is trained: a bundle of pure functions.
 
 An objective is a file in `train/objectives/` with `Config`, a frozen keyword-only dataclass of its
-own settings, and `make(config, model, spec) -> Objective`.
+own settings, and `make(config, models) -> Objective`, with a draft model among the models if the
+recipe trains one and heads if it trains some.
 """
 
 from collections.abc import Callable
@@ -50,16 +51,19 @@ class Export(NamedTuple):
     Attributes:
         heads: parameters of the heads; None if the objective has none.
         target: the changed target's parameters; None if it is as it was.
+        draft: the trained draft model's parameters; None if there is none.
     """
 
     heads: Any = None
     target: Any = None
+    draft: Any = None
 
 
 class Objective(NamedTuple):
     """What is minimised.
 
-    init:   (key, target params) -> Start
+    init:   (key, weights) -> Start; `weights` are the models' before training, `weights.drafter`
+            the draft model's plain parameters
     loss:   (params, target params, batch, key) -> (loss [], metrics: dict of scalars). The mean
             over the tokens that count, so that batches weigh alike. Differentiable in `params`;
             nothing flows into the target's parameters.

@@ -13,7 +13,8 @@ class Recipe(NamedTuple):
         method: registry line that decodes with the result, to measure acceptance.
         source: paper.
         summary: one line for listings.
-        heads: kind of heads that are trained: a file in `heads/`; None if the target itself is.
+        heads: kind of heads that are trained: a file in `heads/`; None if there are none.
+        draft: a draft model is trained; with neither heads nor a draft model it is the target.
         options: settings of the objective that this recipe fixes differently from its defaults.
     """
 
@@ -22,6 +23,7 @@ class Recipe(NamedTuple):
     source: str
     summary: str
     heads: str | None = None
+    draft: bool = False
     options: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -15,7 +15,7 @@ import optax
 import jaxdecode as jd
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert.heads import Heads
-from jaxdecode.core.protocols import HeadSpec
+from jaxdecode.core.protocols import HeadSpec, Models, Weights
 from jaxdecode.train.objective import Batch
 from jaxdecode.train.recipes import RECIPES
 from tests import toys
@@ -30,7 +30,8 @@ def objective(recipe: str, *, shape=None, lm=None, **settings):
     if line.heads is not None:
         spec = HeadSpec(line.heads, head_files.shape_of(line.heads, shape or {}))
     module = importlib.import_module(f"jaxdecode.train.objectives.{line.objective}")
-    return module.make(module.Config(**{**line.options, **settings}), lm.bound, spec), spec
+    models = Models(lm.bound, None, spec)
+    return module.make(module.Config(**{**line.options, **settings}), models), spec
 
 
 @functools.lru_cache
@@ -53,7 +54,7 @@ def batch(rows, prompt=0, width=None):
 
 def train(made, lm, data, *, steps, lr, seed=0):
     """Parameters after `steps` steps of Adam on one batch, and the losses on the way."""
-    start = made.init(jax.random.key(seed), lm.params)
+    start = made.init(jax.random.key(seed), Weights(lm.params))
     flat = head_files.flattened(start.params)
     held = {
         name: leaf

@@ -1,1 +1,1 @@
-"""What is minimised, one file per objective: a `Config`, and `make(config, model, spec)`."""
+"""What is minimised, one file per objective: a `Config`, and `make(config, models)`."""

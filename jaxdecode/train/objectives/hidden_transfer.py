@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxdecode.core.protocols import HeadSpec, Model
+from jaxdecode.core.protocols import Models
 from jaxdecode.heads import hidden_transfer
 from jaxdecode.train import probed
 from jaxdecode.train.objective import Objective, Start, heads_only
@@ -22,13 +22,15 @@ class Config(ppd.Config):
     """The settings of `ppd`."""
 
 
-def make(config: Config, model: Model, spec: HeadSpec) -> Objective:
+def make(config: Config, models: Models) -> Objective:
     """The objective of transferred states in a frozen target."""
-    target, shape = model.target, spec.shape
+    assert models.heads is not None
+    model, shape = models.target, models.heads.shape
+    target = model.target
     layers = hidden_transfer.layers_of(shape, model.config.num_layers)
 
-    def init(key, target_params):
-        return Start(hidden_transfer.init(shape, model.config, key, target_params))
+    def init(key, weights):
+        return Start(hidden_transfer.init(shape, model.config, key, weights.target))
 
     def loss(params, target_params, batch, key):
         frozen = jax.lax.stop_gradient(target_params)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import HeadSpec, Model
+from jaxdecode.core.protocols import Models
 from jaxdecode.heads import medusa
 from jaxdecode.train import losses
 from jaxdecode.train.objective import Objective, Start, ahead, heads_only, program
@@ -32,12 +32,14 @@ class Config:
         checks.number("decay", self.decay, "a number in (0, 1]", lambda x: 0 < x <= 1)
 
 
-def make(config: Config, model: Model, spec: HeadSpec) -> Objective:
+def make(config: Config, models: Models) -> Objective:
     """The objective of heads on a frozen target."""
-    target, shape = model.target, spec.shape
+    assert models.heads is not None
+    model, shape = models.target, models.heads.shape
+    target = model.target
 
-    def init(key, target_params):
-        return Start(medusa.init(shape, model.config, key, target_params))
+    def init(key, weights):
+        return Start(medusa.init(shape, model.config, key, weights.target))
 
     def loss(params, target_params, batch, key):
         del key

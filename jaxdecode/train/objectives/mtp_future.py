@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import HeadSpec, Model
+from jaxdecode.core.protocols import Models
 from jaxdecode.heads import mtp_future
 from jaxdecode.train import losses, probed
 from jaxdecode.train.objective import Objective, Start, heads_only
@@ -37,14 +37,16 @@ class Config:
             checks.integer("num_places", self.num_places, low=1)
 
 
-def make(config: Config, model: Model, spec: HeadSpec) -> Objective:
+def make(config: Config, models: Models) -> Objective:
     """The objective of masks in a frozen target."""
-    target, shape = model.target, spec.shape
+    assert models.heads is not None
+    model, shape = models.target, models.heads.shape
+    target = model.target
     assert target.embed is not None
     embed = target.embed
 
-    def init(key, target_params):
-        return Start(mtp_future.init(shape, model.config, key, target_params))
+    def init(key, weights):
+        return Start(mtp_future.init(shape, model.config, key, weights.target))
 
     def loss(params, target_params, batch, key):
         frozen = jax.lax.stop_gradient(target_params)

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import HeadSpec, Model
+from jaxdecode.core.protocols import Models
 from jaxdecode.heads import ppd
 from jaxdecode.train import probed
 from jaxdecode.train.objective import Objective, Start, heads_only
@@ -38,12 +38,14 @@ class Config:
             checks.integer("num_places", self.num_places, low=1)
 
 
-def make(config: Config, model: Model, spec: HeadSpec) -> Objective:
+def make(config: Config, models: Models) -> Objective:
     """The objective of prompt tokens in a frozen target."""
-    target, shape = model.target, spec.shape
+    assert models.heads is not None
+    model, shape = models.target, models.heads.shape
+    target = model.target
 
-    def init(key, target_params):
-        return Start(ppd.init(shape, model.config, key, target_params))
+    def init(key, weights):
+        return Start(ppd.init(shape, model.config, key, weights.target))
 
     def loss(params, target_params, batch, key):
         frozen = jax.lax.stop_gradient(target_params)
