@@ -21,26 +21,32 @@ if TYPE_CHECKING:
         warmup,
     )
     from jaxdecode.results import Generation, RowStats
+    from jaxdecode.train.run import Run, train
 
 __all__ = [
     "Generation",
     "Heads",
     "LanguageModel",
     "RowStats",
+    "Run",
     "explain",
     "generate",
     "load",
     "load_heads",
     "methods",
     "stream",
+    "train",
     "warmup",
 ]
+_HOMES = {"Generation": "results", "RowStats": "results", "Run": "train.run", "train": "train.run"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        home = "results" if name in ("Generation", "RowStats") else "api"
-        return getattr(importlib.import_module(f"jaxdecode.{home}"), name)
+        home = importlib.import_module(f"jaxdecode.{_HOMES.get(name, 'api')}")
+        # Importing a subpackage of the same name has put the package in our place.
+        found = globals()[name] = getattr(home, name)
+        return found
     raise AttributeError(f"module 'jaxdecode' has no attribute {name!r}")
 
 

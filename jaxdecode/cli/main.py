@@ -23,6 +23,7 @@ from jaxdecode.cli.merge import Merge
 from jaxdecode.cli.methods import Methods
 from jaxdecode.cli.models import Models
 from jaxdecode.cli.plan import Plan
+from jaxdecode.cli.train import Train
 from jaxdecode.cli.tree import Tree
 from jaxdecode.cli.verify import Verify
 from jaxdecode.errors import InputError, JaxdecodeError
@@ -45,6 +46,7 @@ Command = (
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Tree, subcommand("tree")]
     | Annotated[Distill, subcommand("distill")]
+    | Annotated[Train, subcommand("train")]
 )
 
 USAGE_ERROR = 2

@@ -13,6 +13,7 @@ from jaxdecode.errors import InputError
 if TYPE_CHECKING:
     from jaxdecode.cli.distill import Distill
     from jaxdecode.cli.generate import Generate
+    from jaxdecode.cli.train import Train
     from jaxdecode.dist.hosts import Process
 
 # Of digests, enough to tell files apart.
@@ -54,6 +55,28 @@ def meet(command: "Generate | Distill", settings: dict[str, Any]) -> "Process":
     """Finds this process's place, and the other processes if they have a coordinator."""
     from jaxdecode.dist import hosts
 
+    here, timeout = _this_process(command)
+    if here.coordinator is not None and here.num_processes > 1:
+        note(f"process {here.process_id} of {here.num_processes} waits for the others")
+    # No jax.distributed: the processes share no arrays, and one that dies must not end the others.
+    facts = {f"--{name.replace('_', '-')}": json.dumps(value) for name, value in settings.items()}
+    hosts.preflight(here, facts, timeout=timeout)
+    return here
+
+
+def join(command: "Train", facts: dict[str, str]) -> None:
+    """Joins processes that share arrays: one mesh may span their devices; alone it does nothing."""
+    from jaxdecode.dist import hosts
+
+    here, timeout = _this_process(command)
+    if here.num_processes > 1:
+        note(f"process {here.process_id} of {here.num_processes} waits for the others")
+    hosts.start(here, facts, timeout=timeout)
+
+
+def _this_process(command: "Distill | Generate | Train") -> "tuple[Process, float]":
+    from jaxdecode.dist import hosts
+
     timeout = hosts.TIMEOUT_SECONDS if command.join_timeout is None else command.join_timeout
     checks.number("--join-timeout", timeout, "a number of seconds > 0", lambda x: x > 0)
     here = hosts.this_process(
@@ -64,12 +87,7 @@ def meet(command: "Generate | Distill", settings: dict[str, Any]) -> "Process":
     )
     if command.join_timeout is not None and here.coordinator is None:
         raise InputError("--join-timeout has nobody to wait for; add --coordinator.")
-    if here.coordinator is not None and here.num_processes > 1:
-        note(f"process {here.process_id} of {here.num_processes} waits for the others")
-    # No jax.distributed: the processes share no arrays, and one that dies must not end the others.
-    facts = {f"--{name.replace('_', '-')}": json.dumps(value) for name, value in settings.items()}
-    hosts.preflight(here, facts, timeout=timeout)
-    return here
+    return here, timeout
 
 
 def title(here: "Process") -> str:

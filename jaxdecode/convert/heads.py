@@ -33,6 +33,8 @@ from jaxdecode.models.config import ModelConfig
 FORMAT = "jaxdecode-heads"
 VERSION = 1
 _TENSORS = "heads.safetensors"
+# Where a training run keeps them inside its own folder.
+HEADS_FOLDER = "heads"
 # What a target must have in common with the one that heads were trained on.
 _TARGET_FIELDS = ("vocab_size", "num_layers", "hidden_size")
 
@@ -109,13 +111,15 @@ def is_heads(path: Path) -> bool:
 
 
 def load_heads(path: str | Path) -> Heads:
-    """Reads trained heads from their folder.
+    """Reads trained heads from their folder, or from that of the run that trained them.
 
     Raises:
         InputError: no such folder, or not one of heads.
         CorruptCheckpointError: damaged: every byte is checked against the manifest.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
+    if not (folder / "manifest.json").is_file() and (folder / HEADS_FOLDER).is_dir():
+        folder = folder / HEADS_FOLDER
     if not (folder / "manifest.json").is_file():
         raise InputError(
             f"heads={str(path)!r} is not a folder with trained heads; `jaxdecode convert` makes "

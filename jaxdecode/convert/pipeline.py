@@ -5,7 +5,7 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from jaxdecode.convert.open import open_source
 from jaxdecode.convert.source import Source, cast, check_dtype
 from jaxdecode.convert.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from jaxdecode.errors import CorruptCheckpointError, InputError
-from jaxdecode.models.config import param_shapes
+from jaxdecode.models.config import ModelConfig, param_shapes
 
 # Copied unchanged where the source is a folder; nothing that could be code is ever copied.
 _TOKENIZER_FILES = (
@@ -80,6 +80,35 @@ def convert(
         params = _cast_params(source, dtype, advance)
         _WRITERS[to](work, source, params, dtypes)
     return dst
+
+
+def save_model(
+    dst: Path, config: ModelConfig, params: Mapping[str, np.ndarray], like: Source
+) -> None:
+    """Writes parameters from memory as our checkpoint, with the tokenizer of another one.
+
+    Args:
+        dst: directory to create; a checkpoint there is replaced.
+        config: the model.
+        params: by flat name (`param_shapes`).
+        like: whose tokenizer files and token ids the checkpoint gets.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    arrays = {name: params[name] for name in param_shapes(config)}
+    num_bytes = sum(array.nbytes for array in arrays.values()) + _SPARE_BYTES
+    with atomic_directory(dst, overwrite=True, num_bytes=num_bytes) as work:
+        (work / TOKENIZER).mkdir()
+        _write_tokenizer(like, work / TOKENIZER)
+        write_checkpoint(
+            work,
+            config,
+            iter(arrays.items()),
+            dtypes={name: array.dtype.name for name, array in arrays.items()},
+            token_ids=like.token_ids,
+            provenance={"kind": "trained", "name": like.path.name},
+        )
 
 
 def read_params(source: Source, dtype: str | None = None) -> Iterator[tuple[str, np.ndarray]]:

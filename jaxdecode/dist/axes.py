@@ -26,6 +26,12 @@ def param(name: str, ndim: int) -> tuple[str | None, ...]:
     return (None,) * (ndim - len(found)) + found
 
 
+def fits(name: str, ndim: int) -> bool:
+    """Whether an array of this name has the axes of a parameter of that name, or more in front."""
+    found = next((axes for end, axes in _PARAMS.items() if name.endswith(end)), ())
+    return ndim >= len(found)
+
+
 def split_of(name: str, ndim: int) -> int | None:
     """The axis along which devices share a parameter; None if each holds all of it."""
     axes = param(name, ndim)

@@ -118,3 +118,37 @@ def _check(name: str, shape: Sequence[int], names: Sequence[str | None], mesh: M
                 f"{name} of shape {tuple(shape)} cannot be split: {axis}={dim} does not divide by "
                 f"mesh axis {RULES[axis]}={size}."
             )
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """Rows over "data": where the texts of a training step lie."""
+    return NamedSharding(mesh, spec(("rows",)))
+
+
+def trained(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of what training changes: parameters by name, and the optimizer's of each.
+
+    Every array is split over all devices as far as it divides: by the rules of its name, and then
+    its longest other axis over "data" (as ZeRO-3, arXiv:1910.02054). Vectors lie whole.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = str(getattr(path[-1], "key", "")).replace("/", ".")
+        return NamedSharding(mesh, _trained(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _trained(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    if len(shape) < 2:
+        return PartitionSpec()
+    found: list[str | None] = [None] * len(shape)
+    names = axes.param(name, len(shape)) if axes.fits(name, len(shape)) else found
+    for axis, logical in enumerate(names):
+        if logical is not None and shape[axis] % mesh.shape[RULES[logical]] == 0:
+            found[axis] = RULES[logical]
+    free = [axis for axis, taken in enumerate(found) if taken is None]
+    fits = [axis for axis in free if shape[axis] % mesh.shape["data"] == 0]
+    if fits:
+        found[max(fits, key=lambda axis: shape[axis])] = "data"
+    return PartitionSpec(*found)

@@ -33,7 +33,11 @@ _SUM_LATER = ("TPU v5",)
 
 
 def make_target(
-    config: ModelConfig, kv_dtype: Any = jnp.float32, backend: Backend = attention.XLA
+    config: ModelConfig,
+    kv_dtype: Any = jnp.float32,
+    backend: Backend = attention.XLA,
+    *,
+    remat: bool = False,
 ) -> Target:
     """Binds a config to the pure functions the loop calls.
 
@@ -42,8 +46,9 @@ def make_target(
         kv_dtype: dtype of keys and values, in attention and in the cache, and of what products
             return.
         backend: who computes attention.
+        remat: compute what is inside a layer again in the backward pass, instead of keeping it.
     """
-    block = Block(config, jnp.dtype(kv_dtype), backend)
+    block = Block(config, jnp.dtype(kv_dtype), backend, remat)
 
     def forward(params, tokens, mask, cached, taps=()):
         return _forward(config, block, params, tokens, mask, cached, taps)
@@ -208,7 +213,9 @@ def _run_list(config, block, layers, x, mask, cached, span, tapped):
         window = config.layer_windows[i]
         view = None if cached is None else attention.View(cached[0][n], cached[1][n])
         angles = local if window else full
-        x, new_rows = _layer(layers[i], x, angles, mask, view, block=block, window=window)
+        run = functools.partial(_layer, block=block, window=window)
+        run = jax.checkpoint(run) if block.remat else run
+        x, new_rows = run(layers[i], x, angles, mask, view)
         rows.append(new_rows)
         if i in tapped:
             taps[i] = x
@@ -248,7 +255,8 @@ def _run_scan(config, block, layers, x, mask, cached, span, tapped):
         return (x, update) if sum_later else (out, None), (rows, out if tapped else None)
 
     start = (x, jnp.zeros_like(x) if sum_later else None)
-    (x, update), (rows, hidden) = jax.lax.scan(body, start, (layers, windows, is_local, own))
+    run = jax.checkpoint(body) if block.remat else body
+    (x, update), (rows, hidden) = jax.lax.scan(run, start, (layers, windows, is_local, own))
     x = x if update is None else x + update
     return x, rows, {i: hidden[i] for i in tapped} if hidden is not None else {}
 

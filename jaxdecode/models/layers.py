@@ -163,11 +163,13 @@ class Block(nn.Module):
         config: the model.
         kv_dtype: dtype of keys and values, and of what products return.
         backend: who computes attention.
+        remat: whoever runs it computes its activations again in the backward pass.
     """
 
     config: ModelConfig
     kv_dtype: Any
     backend: Backend = XLA
+    remat: bool = False
 
     @nn.compact
     def __call__(
