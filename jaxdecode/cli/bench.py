@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from jaxdecode import checks
+from jaxdecode.cli import sharing
 from jaxdecode.cli.bench_table import print_tables
 from jaxdecode.cli.common import (
     AcceptTerms,
@@ -29,7 +30,8 @@ from jaxdecode.errors import InputError
 
 if TYPE_CHECKING:
     from jaxdecode.api import LanguageModel
-    from jaxdecode.evals.bench import Case, Plan
+    from jaxdecode.convert.heads import Heads
+    from jaxdecode.evals.bench import Case, Given, Plan
 
 T = TypeVar("T")
 _Optional = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
@@ -74,6 +76,8 @@ class Bench:
     """stacked compiles many times faster and runs slower on CPU: for --check-only."""
     draft: Annotated[str | None, arg(metavar="NAME_OR_PATH", help_behavior_hint="")] = None
     """Draft model of the methods that need one."""
+    heads: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="FOLDER")] = ()
+    """Trained heads of the methods that need some; repeat for other kinds."""
     tie_gap: float | None = None
     """Gap of the two best scores below which a difference is a near tie: 1e-4 in float32 and 0.25
     in bfloat16 by default."""
@@ -97,18 +101,20 @@ class Bench:
         from jaxdecode.evals import bench
 
         lines = self._sampled(read_suite(self.suite))
-        plan = self._plan()
-        bench.check(plan, has_draft=self.draft is not None)
+        heads = self._heads()
+        plan = self._plan(heads)
+        bench.check(plan, has_draft=self.draft is not None, heads=heads)
         saved = self._saved()
         use_compile_cache()
         lm = self._load(self.model)
         draft = None if self.draft is None else self._load(self.draft)
+        given = bench.Given(draft, heads)
         gap = bench.TIE_GAP[lm.dtype.name] if self.tie_gap is None else self.tie_gap
         plan = dataclasses.replace(plan, tie_gap=gap)
         cases = _cases(lm, lines, self.seed)
         head = self._head(lm, plan, cases)
         records = [] if saved is None else _continued(head, saved, self.json)
-        stopped = self._measure(lm, draft, plan, cases, head, records)
+        stopped = self._measure(lm, given, plan, cases, head, records)
         return self._report(plan, head, records, len(bench.jobs(plan, cases)), stopped)
 
     def _sampled(self, lines: list[PromptLine]) -> list[PromptLine]:
@@ -119,7 +125,21 @@ class Bench:
         checks.integer("--num-prompts", self.num_prompts, low=1)
         return [lines[i] for i in bench.spread([x.category for x in lines], self.num_prompts)]
 
-    def _plan(self) -> "Plan":
+    def _heads(self) -> "dict[str, Heads]":
+        """What --heads gives, by kind."""
+        from jaxdecode.convert.heads import load_heads
+
+        found: dict[str, Heads] = {}
+        for folder in self.heads:
+            heads = load_heads(folder)
+            if heads.spec.kind in found:
+                raise InputError(
+                    f"--heads {folder}: there are heads of {heads.spec.kind!r} already."
+                )
+            found[heads.spec.kind] = heads
+        return found
+
+    def _plan(self, heads: "dict[str, Heads]") -> "Plan":
         from jaxdecode.evals import bench
 
         sizes = _numbers("--batch-size", self.batch_size, int)
@@ -128,8 +148,11 @@ class Bench:
         checks.integer("--repeats", self.repeats, low=1)
         temperatures = _numbers("--temperature", self.temperature, float)
         has_draft = self.draft is not None
+        lines = bench.parse_lines(
+            self.methods, has_draft=has_draft, heads=heads, temperatures=temperatures
+        )
         return bench.Plan(
-            lines=bench.parse_lines(self.methods, has_draft=has_draft, temperatures=temperatures),
+            lines=lines,
             max_new_tokens=self.max_new_tokens,
             batch_sizes=sizes,
             temperatures=temperatures,
@@ -186,6 +209,7 @@ class Bench:
         head = {
             "model": self.model,
             "draft": self.draft,
+            "heads": [sharing.heads_setting(folder) for folder in self.heads],
             "layers": self.layers,
             "mesh": self.mesh,
             "attention": self.attention,
@@ -198,7 +222,7 @@ class Bench:
     def _measure(
         self,
         lm: "LanguageModel",
-        draft: "LanguageModel | None",
+        given: "Given",
         plan: "Plan",
         cases: list["Case"],
         head: dict[str, Any],
@@ -213,7 +237,7 @@ class Bench:
         shown = show_progress(self.progress)
         try:
             with run_bar("measuring", bench.num_ticks(plan, cases, finished), shown) as tick:
-                found = bench.measure(lm, plan, cases, draft=draft, finished=finished, tick=tick)
+                found = bench.measure(lm, plan, cases, given=given, finished=finished, tick=tick)
                 for record in found:
                     records.append(record)
                     self._save(plan, head, records, complete=len(records) == left + len(finished))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # `constructor=str`: otherwise the word None on the command line would mean no text.
 _Text = Annotated[str | None, arg(metavar="TEXT", constructor=str, help_behavior_hint="")]
 _File = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
+_Folder = Annotated[str | None, arg(metavar="FOLDER", constructor=str, help_behavior_hint="")]
 _OUT_HELP = (
     "Write results to this file, which appears when all are there, instead of stdout. A folder "
     "(ends with /, or exists) takes the JSON lines of --prompts part by part; the same command "
@@ -66,6 +67,8 @@ class Generate:
         str | None, arg(metavar="NAME_OR_PATH", constructor=str, help_behavior_hint="")
     ] = None
     """Draft model of methods that need one, named like the model."""
+    heads: _Folder = None
+    """Folder with the trained heads of methods that need some, or of a run of `jaxdecode train`."""
     num_draft: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Most draft tokens per step, for methods that have this option."""
     set: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")] = ()
@@ -121,11 +124,8 @@ class Generate:
             return generate_job.run(self, lines)
         with open_output(self.out, overwrite=self.overwrite) as out:
             use_compile_cache()
-            from jaxdecode import resolve
-
             # Before a model is fetched and loaded: wrong values should not cost minutes.
-            resolve.split(self.method, self.options([line.seed for line in lines]))
-            resolve.check_draft(self.method, given=self.draft is not None)
+            self.check_method(lines)
             lm = self.load(self.model)
             draft = None if self.draft is None else self.load(self.draft)
             if self.stream:
@@ -174,6 +174,16 @@ class Generate:
             **({} if self.num_draft is None else {"num_draft": self.num_draft}),
             **set_options(self.set, {field.name for field in dataclasses.fields(self)}),
         }
+
+    def check_method(self, lines: list[PromptLine]) -> None:
+        """Refuses options, a draft model and heads that the method cannot take."""
+        from jaxdecode import resolve
+        from jaxdecode.convert.heads import load_heads
+
+        resolve.split(self.method, self.options([line.seed for line in lines]))
+        resolve.check_draft(self.method, given=self.draft is not None)
+        heads = None if self.heads is None else load_heads(self.heads)
+        resolve.check_heads(self.method, heads and heads.spec.kind)
 
     def load(self, name: str) -> "LanguageModel":
         """Loads a model as the flags say."""
@@ -232,6 +242,7 @@ class Generate:
             prompts,
             method=self.method,
             draft=draft,
+            heads=self.heads,
             n=self.n,
             batch_size=self.batch_size,
             progress=progress,
@@ -260,7 +271,13 @@ class Generate:
         options = self.options([line.seed])
         begin, first = time.perf_counter(), None
         pieces = api.stream(
-            lm, prompt, method=self.method, draft=draft, on_finish=finished.append, **options
+            lm,
+            prompt,
+            method=self.method,
+            draft=draft,
+            heads=self.heads,
+            on_finish=finished.append,
+            **options,
         )
         try:
             for piece in pieces:

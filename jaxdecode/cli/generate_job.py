@@ -41,12 +41,11 @@ def asked_for(command: "Generate") -> bool:
 
 def run(command: "Generate", lines: list[PromptLine]) -> int:
     """Does one process's share of the work; whoever finds all of it done merges the results."""
-    from jaxdecode import jobs, resolve
+    from jaxdecode import jobs
 
     _check(command)
     # Before anybody waits for another: wrong values should not cost minutes.
-    resolve.split(command.method, command.options([line.seed for line in lines]))
-    resolve.check_draft(command.method, given=command.draft is not None)
+    command.check_method(lines)
     settings = _settings(command)
     here = sharing.meet(command, settings)
     begin = time.perf_counter()
@@ -89,6 +88,8 @@ def _settings(command: "Generate") -> dict[str, Any]:
     for name in ("model", "draft"):
         if settings[name] is not None:
             settings[name] = sharing.model_setting(settings[name])
+    if settings["heads"] is not None:
+        settings["heads"] = sharing.heads_setting(settings["heads"])
     return settings
 
 

@@ -29,14 +29,16 @@ class Inspect:
     def run(self) -> int:
         """Executes the command; returns the exit code."""
         from jaxdecode.convert import download, pipeline
+        from jaxdecode.convert import heads as head_files
 
         path = download.resolve(self.path, accept_terms=self.accept_terms, progress=show_progress())
-        found = pipeline.inspect(path)
+        is_heads = head_files.is_heads(path)
+        found = head_files.describe(path) if is_heads else pipeline.inspect(path)
         tensors = found.pop("tensors")
         if self.json:
             print_json(found | ({"tensors": tensors} if self.tensors else {}))
             return 0
-        for name, value in _summary(found):
+        for name, value in _heads_summary(found) if is_heads else _summary(found):
             print(f"{name + ':':<14} {value}")
         if self.tensors:
             print()
@@ -60,6 +62,22 @@ def _summary(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{config['vocab_size']:,}"),
         ("context", f"{config['max_length']:,} tokens"),
     ]
+
+
+def _heads_summary(found: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("path", found["path"]),
+        ("kind", found["kind"]),
+        ("parameters", f"{found['num_parameters']:,}"),
+        ("size", f"{found['num_bytes'] / 1e6:.1f} MB"),
+        ("shape", _pairs(found["shape"])),
+        ("target", _pairs(found["target"])),
+        ("notes", _pairs(found["notes"]) or "none"),
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _counts(counts: dict[str, int]) -> str:

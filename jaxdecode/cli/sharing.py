@@ -121,6 +121,14 @@ def model_setting(name: str) -> str:
     return f"files {fingerprint(path)[:DIGITS]}" if path.exists() else name
 
 
+def heads_setting(name: str) -> str:
+    """What trained heads are in the settings of a job: their content, wherever they lie."""
+    from jaxdecode.convert.fingerprint import fingerprint
+    from jaxdecode.convert.heads import folder_of
+
+    return f"files {fingerprint(folder_of(name))[:DIGITS]}"
+
+
 def remaining(missing: int, total: int) -> str:
     """What is said of parts that are not there."""
     return (

@@ -29,11 +29,15 @@ class Verify:
     def run(self) -> int:
         """Executes the command; returns the exit code."""
         from jaxdecode.convert import download, pipeline
+        from jaxdecode.convert import heads as head_files
 
         shown = show_progress()
         path = download.resolve(self.path, accept_terms=self.accept_terms, progress=shown)
         try:
-            found = pipeline.verify(path, progress=shown)
+            if head_files.is_heads(path):
+                found = head_files.describe(path) | {"checks": ["sha256", "structure"]}
+            else:
+                found = pipeline.verify(path, progress=shown)
         except CheckpointError as error:
             if self.json:
                 print_json({"path": str(path), "ok": False, "error": str(error)})

@@ -104,10 +104,40 @@ def open_heads(heads: Heads | str | Path) -> Heads:
     return heads if isinstance(heads, Heads) else load_heads(heads)
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder of heads themselves: of a training run, the one inside."""
+    folder = Path(path).expanduser()
+    inside = folder / HEADS_FOLDER
+    return inside if inside.is_dir() and not (folder / "manifest.json").is_file() else folder
+
+
 def is_heads(path: Path) -> bool:
-    """Whether a folder holds heads in our own format."""
-    file = path / "manifest.json"
+    """Whether a folder holds heads in our own format, or is a run that has trained some."""
+    file = folder_of(path) / "manifest.json"
     return file.is_file() and read_json(file).get("format") == FORMAT
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a folder of heads holds, in plain JSON values; every byte is checked.
+
+    Raises:
+        CorruptCheckpointError: damaged.
+    """
+    heads = load_heads(path)
+    leaves = flattened(heads.params)
+    return {
+        "path": str(folder_of(path)),
+        "kind": f"heads: {heads.spec.kind}",
+        "shape": dataclasses.asdict(heads.spec.shape),
+        "target": dict(heads.target),
+        "num_parameters": sum(leaf.size for leaf in leaves.values()),
+        "num_bytes": sum(leaf.nbytes for leaf in leaves.values()),
+        "notes": dict(heads.notes),
+        "tensors": [
+            {"name": name, "shape": list(leaf.shape), "dtype": leaf.dtype.name}
+            for name, leaf in leaves.items()
+        ],
+    }
 
 
 def load_heads(path: str | Path) -> Heads:
@@ -117,9 +147,7 @@ def load_heads(path: str | Path) -> Heads:
         InputError: no such folder, or not one of heads.
         CorruptCheckpointError: damaged: every byte is checked against the manifest.
     """
-    folder = Path(path).expanduser()
-    if not (folder / "manifest.json").is_file() and (folder / HEADS_FOLDER).is_dir():
-        folder = folder / HEADS_FOLDER
+    folder = folder_of(path)
     if not (folder / "manifest.json").is_file():
         raise InputError(
             f"heads={str(path)!r} is not a folder with trained heads; `jaxdecode convert` makes "

@@ -9,7 +9,8 @@ and never from one repeat to another.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +85,29 @@ class Plan:
     timed: bool = True
 
 
+class Given(NamedTuple):
+    """What methods may need besides the model.
+
+    Attributes:
+        draft: draft model; None if there is none.
+        heads: trained heads by kind.
+    """
+
+    draft: api.LanguageModel | None = None
+    heads: Mapping[str, api.Heads] = MappingProxyType({})
+
+    def of(self, line: "Line") -> dict[str, Any]:
+        """The part that the method of a line takes."""
+        entry = METHODS[line.method]
+        return {
+            "draft": self.draft if "draft" in entry.needs else None,
+            "heads": None if entry.heads is None else self.heads[entry.heads],
+        }
+
+
+NOTHING = Given()
+
+
 class Job(NamedTuple):
     """One batch of prompts at one temperature; `index` counts the batches of a section."""
 
@@ -100,18 +124,23 @@ class Job(NamedTuple):
 
 
 def parse_lines(
-    text: str, *, has_draft: bool = False, temperatures: Sequence[float] = (0.0,)
+    text: str,
+    *,
+    has_draft: bool = False,
+    heads: Container[str] = (),
+    temperatures: Sequence[float] = (0.0,),
 ) -> tuple[Line, ...]:
     """Lines from `name,name:option=value,L0,all`, the baseline first; each once.
 
-    "all" and levels leave out what needs a trained head or a draft model that is not there, what
+    "all" and levels leave out what needs trained heads or a draft model that are not there, what
     refuses one of the temperatures, and policies.
     """
     missing = {"head"} if has_draft else {"head", "draft"}
 
     def can_run(entry: Entry) -> bool:
         refused = "temperature" in entry.refuses and any(temperatures)
-        lacks = missing & set(entry.needs) or entry.heads is not None
+        headless = entry.heads is not None and entry.heads not in heads
+        lacks = missing & set(entry.needs) or headless
         return not (refused or lacks) and entry.policy is None
 
     found = [Line(BASELINE, BASELINE, {})]
@@ -213,17 +242,22 @@ def promised(method: str, temperature: float) -> bool:
     return entry.level in levels and entry.reference == BASELINE
 
 
-def check(plan: Plan, *, has_draft: bool) -> None:
+def check(plan: Plan, *, has_draft: bool, heads: Container[str] = ()) -> None:
     """Refuses what cannot run, before a model is loaded.
 
     Raises:
-        InputError: an unknown method or option, or a draft model that is missing.
+        InputError: an unknown method or option, or a draft model or heads that are missing.
     """
     for line in plan.lines:
         for temperature in plan.temperatures:
             resolve.split(line.method, {"temperature": temperature, **line.options})
         if "draft" in METHODS[line.method].needs and not has_draft:
             raise InputError(f"method {line.method!r} needs a draft model: give --draft.")
+        kind = METHODS[line.method].heads
+        if kind is not None and kind not in heads:
+            raise InputError(
+                f"method {line.method!r} needs trained heads of kind {kind!r}: give --heads."
+            )
 
 
 def _warm(
@@ -231,7 +265,7 @@ def _warm(
     plan: Plan,
     cases: Sequence[Case],
     group: Sequence[Job],
-    draft: api.LanguageModel | None,
+    given: Given,
     tick: Callable[[], None],
 ) -> None:
     """Compiles every program these jobs need."""
@@ -245,7 +279,7 @@ def _warm(
             api.warmup(
                 lm,
                 method=line.method,
-                draft=_draft_of(line, draft),
+                **given.of(line),
                 batch_sizes=(size,),
                 requests=sorted(requests),
                 **line.options,
@@ -258,7 +292,7 @@ def measure(
     plan: Plan,
     cases: Sequence[Case],
     *,
-    draft: api.LanguageModel | None = None,
+    given: Given = NOTHING,
     finished: Container[tuple[int, float, int]] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
@@ -275,7 +309,7 @@ def measure(
             # the programs of all methods, batch sizes and lengths together are more.
             jax.clear_caches()
         if plan.timed:
-            _warm(lm, plan, cases, [job for _, job in group], draft, tick)
+            _warm(lm, plan, cases, [job for _, job in group], given, tick)
         for number, job in group:
             batch = [cases[i] for i in job.prompts]
             order: list[list[str]] = []
@@ -286,7 +320,7 @@ def measure(
                     order.append([line.label for line in turn])
                     for line in turn:
                         memory = memories.setdefault((line.label, *job.key[:2], repeat), {})
-                        runs[line.label].append(_run(lm, plan, job, batch, line, draft, memory))
+                        runs[line.label].append(_run(lm, plan, job, batch, line, given, memory))
                         tick()
             yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
 
@@ -297,14 +331,14 @@ def _run(
     job: Job,
     batch: Sequence[Case],
     line: Line,
-    draft: api.LanguageModel | None,
+    given: Given,
     memory: dict,
 ) -> Generation:
     return api.generate(
         lm,
         [case.tokens for case in batch],
         method=line.method,
-        draft=_draft_of(line, draft),
+        **given.of(line),
         batch_size=len(batch),
         memory=memory if plan.remember else None,
         max_new_tokens=plan.max_new_tokens,
@@ -362,10 +396,6 @@ def _difference(
             kind = TIE if gap < plan.tie_gap else DIFFERS
             worst = {"equal": kind, "place": place, "gap": gap, "expected": expected, "got": got}
     return worst
-
-
-def _draft_of(line: Line, draft: api.LanguageModel | None) -> api.LanguageModel | None:
-    return draft if "draft" in METHODS[line.method].needs else None
 
 
 def _rotated(lines: Sequence[Line], by: int) -> list[Line]:

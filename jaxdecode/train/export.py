@@ -29,7 +29,7 @@ def candidate(setup: Setup, moving: Flat) -> Candidate:
     lm, draft, heads = setup.lm, None, None
     if made.heads is not None:
         assert setup.spec is not None
-        target = head_files.target_of(setup.lm.config, setup.lm.name)
+        target = head_files.target_of(setup.lm.config, _name(setup.lm))
         heads = Heads(spec=setup.spec, params=made.heads, target=target)
     if made.target is not None:
         lm = _with(setup.lm, made.target)
@@ -54,7 +54,7 @@ def save(setup: Setup, moving: Flat, folder: Path, target: str, notes: dict[str,
         return
     if made.heads is not None:
         assert setup.spec is not None
-        known = head_files.target_of(setup.lm.config, setup.lm.name)
+        known = head_files.target_of(setup.lm.config, _name(setup.lm))
         heads = Heads(spec=setup.spec, params=made.heads, target=known, notes=notes)
         head_files.save_heads(heads, folder / HEADS_FOLDER, overwrite=True)
     for lm, params in ((setup.lm, made.target), (setup.draft, made.draft)):
@@ -62,6 +62,11 @@ def save(setup: Setup, moving: Flat, folder: Path, target: str, notes: dict[str,
             arrays = {k: np.asarray(v) for k, v in decoder.flatten(params).items()}
             like = open_source(download.resolve(target, progress=False))
             pipeline.save_model(folder / MODEL, lm.config, arrays, like)
+
+
+def _name(lm: LanguageModel) -> str:
+    """Without the folders above a path: they could be private."""
+    return Path(lm.name).name if Path(lm.name).expanduser().exists() else lm.name
 
 
 def _export(setup: Setup, flat: Flat) -> Export:
