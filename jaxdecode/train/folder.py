@@ -20,41 +20,48 @@ RUN, STEPS = "run.json", "steps"
 _FORMAT = "jaxdecode-run"
 
 
-def prepare(folder: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    """Makes the folder of a new run, or checks that of one that is resumed.
+def check(folder: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that is not for this run; writes nothing.
 
     Raises:
         DestinationExistsError: there is a run already, and neither flag is given.
         InputError: it is a run with another config; the first difference is named.
-        CheckpointError: the disk is full.
     """
     known = read(folder)
-    settings = json.loads(json.dumps(configs.to_dict(config)))
     if known is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DestinationExistsError(f"{folder} exists and holds no run; choose another --out.")
-    elif resume:
-        found = configs.first_difference(known["config"], settings)
-        if found is not None:
-            key, old, new = found
-            raise InputError(
-                f"{folder} was begun with {key}={old!r}, and now it is {new!r}; resume with the "
-                "config of the run, or begin another with --out."
-            )
         return
-    elif not overwrite:
+    found = configs.first_difference(known["config"], _plain(config))
+    if resume and found is not None:
+        key, old, new = found
+        raise InputError(
+            f"{folder} was begun with {key}={old!r}, and now it is {new!r}; resume with the "
+            "config of the run, or begin another with --out."
+        )
+    if not (resume or overwrite):
         raise DestinationExistsError(
             f"{folder} holds a run already; --resume goes on with it, --overwrite begins anew, "
             "--out takes another folder."
         )
-    if jax.process_index():
+
+
+def prepare(folder: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Makes the folder of a new run; one of a run that is resumed stays.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    known = read(folder)
+    if jax.process_index() or (known is not None and resume):
         return
     try:
         if known is not None:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / RUN) as file:
-            file.write(json.dumps({"format": _FORMAT, "config": settings}, indent=1) + "\n")
+            content = {"format": _FORMAT, "config": _plain(config)}
+            file.write(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written ({error.strerror}).") from error
 
@@ -66,6 +73,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if content.get("format") == _FORMAT else None
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(configs.to_dict(config)))
 
 
 @contextlib.contextmanager

@@ -88,9 +88,11 @@ def train(
         JaxdecodeError: the loss is not finite.
     """
     read, place = _read(config, overrides), _folder(config, out)
-    folders.prepare(place, read, resume=resume, overwrite=overwrite)
+    folders.check(place, read, resume=resume, overwrite=overwrite)
+    built = setup.build(read, progress=progress, accept_terms=accept_terms)
+    # Only now: a setting that cannot be used leaves no folder behind.
+    folders.prepare(place, read, resume=resume)
     with folders.claim(place), _stop_flag() as stop:
-        built = setup.build(read, progress=progress, accept_terms=accept_terms)
         return _Trainer(read, place, built, watch or (lambda line: None)).run(stop)
 
 

@@ -66,7 +66,13 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
         CheckpointError: a model is damaged.
     """
     line = config.line
+    # What is cheap to refuse comes first: a typing error should not cost a download.
     settings = objective_config(line, config.objective)
+    spec = None
+    if line.heads is not None:
+        spec = HeadSpec(line.heads, head_files.shape_of(line.heads, config.shape))
+    elif config.shape:
+        raise InputError(f"recipe {config.recipe!r} trains no heads; leave shape out.")
     mesh = None if config.mesh is None else meshes.make(config.mesh)
     trains_target = line.heads is None and not line.draft
     lm = language_model.load(
@@ -81,11 +87,6 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
     _check_mesh(config, lm)
     loader = _open(config, lm)
     draft = _draft(config, lm, progress)
-    spec = None
-    if line.heads is not None:
-        spec = HeadSpec(line.heads, head_files.shape_of(line.heads, config.shape))
-    elif config.shape:
-        raise InputError(f"recipe {config.recipe!r} trains no heads; leave shape out.")
     models = Models(training(lm, config.remat), draft and training(draft, config.remat), spec)
     objective = make_objective(line, settings, models)
     start = objective.init(jax.random.key(config.seed), Weights(lm.params, draft and draft.params))
