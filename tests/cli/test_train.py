@@ -76,7 +76,7 @@ def test_bad_input_is_one_line(trained, tmp_path):
         assert message in outcome.err
     (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     outcome = trained("--overwrite")
-    assert outcome.code == 2 and "train.jsonl line 2" in outcome.err
+    assert outcome.code == 2 and "train.jsonl:2:" in outcome.err
 
 
 def test_sigterm_has_its_exit_code_and_resume_goes_on(trained, monkeypatch):
