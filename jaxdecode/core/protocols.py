@@ -75,7 +75,8 @@ class Target(NamedTuple):
     """A language model as pure functions: the target, or a draft model.
 
     forward: (params, tokens [B, T] or Blend or embedded rows [B, T, D], mask program, cached rows
-             or None, taps) -> TargetOutput
+             or None, taps, acts) -> TargetOutput; acts [B, H] says on which rows of the batch
+             a layer acts, elsewhere it adds nothing; None: on all
     logits:  (params, hidden [..., D]) -> float32 scores [..., V]
 
     The parts that forward is made of, for those who need only some of the layers:

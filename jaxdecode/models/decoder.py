@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.core import attention, ops
 from jaxdecode.core.attention import Backend
@@ -50,8 +50,8 @@ def make_target(
     """
     block = Block(config, jnp.dtype(kv_dtype), backend, remat)
 
-    def forward(params, tokens, mask, cached, taps=()):
-        return _forward(config, block, params, tokens, mask, cached, taps)
+    def forward(params, tokens, mask, cached, taps=(), acts=None):
+        return _forward(config, block, params, tokens, mask, cached, taps, acts)
 
     def logits(params, hidden):
         return _logits(config, params, hidden)
@@ -143,12 +143,13 @@ def _forward(
     mask: MaskProgram,
     cached: Rows | None,
     taps: tuple[str, ...],
+    acts: Bool[Array, "B H"] | None,
 ) -> TargetOutput:
     x = _embed(config, params, tokens)
     seen: dict[str, Any] = {"embed": x}
     tapped = _tapped_layers(config, taps)
     every = range(config.num_layers)
-    x, rows, layer_taps = _layers(config, block, params, x, mask, cached, every, tapped)
+    x, rows, layer_taps = _layers(config, block, params, x, mask, cached, every, tapped, acts)
     hidden: Any = _final_norm(config, params, x)
     seen |= {f"layer.{i}": tap for i, tap in layer_taps.items()} | {"final": hidden}
     return TargetOutput(hidden=hidden, rows=rows, taps={name: seen[name] for name in taps})
@@ -167,15 +168,15 @@ def _final_norm(config: ModelConfig, params: Params, x: Float[Array, "*B D"]):
     return _norm(config).apply({"params": params["final_norm"]}, x)
 
 
-def _layers(config, block, params, x, mask, cached, span: range, tapped=()):
+def _layers(config, block, params, x, mask, cached, span: range, tapped=(), acts=None):
     """Runs the layers of `span`; `cached` and the rows returned are of these layers only."""
     mask = attention.plan(block.backend, mask, cached)
     layers = params["layers"]
     if isinstance(layers, Sequence):
-        return _run_list(config, block, layers, x, mask, cached, span, tapped)
+        return _run_list(config, block, layers, x, mask, cached, span, tapped, acts)
     if len(span) < config.num_layers:
         layers = jax.tree.map(lambda leaf: leaf[span.start : span.stop], layers)
-    return _run_scan(config, block, layers, x, mask, cached, span, tapped)
+    return _run_scan(config, block, layers, x, mask, cached, span, tapped, acts)
 
 
 def _table_rows(
@@ -206,7 +207,7 @@ def _angle_pair(config: ModelConfig, positions: Int[Array, "B T"]):
     return full, rope.angles(config.local_rope, config.head_dim, positions)
 
 
-def _run_list(config, block, layers, x, mask, cached, span, tapped):
+def _run_list(config, block, layers, x, mask, cached, span, tapped, acts):
     full, local = _angle_pair(config, mask.positions)
     rows, taps = [], {}
     for n, i in enumerate(span):
@@ -215,7 +216,8 @@ def _run_list(config, block, layers, x, mask, cached, span, tapped):
         angles = local if window else full
         run = functools.partial(_layer, block=block, window=window)
         run = jax.checkpoint(run) if block.remat else run
-        x, new_rows = run(layers[i], x, angles, mask, view)
+        out, new_rows = run(layers[i], x, angles, mask, view)
+        x = out if acts is None else _where(acts[:, i], out, x)
         rows.append(new_rows)
         if i in tapped:
             taps[i] = x
@@ -230,7 +232,11 @@ def _layer(params, x, angles, mask, view, *, block, window):
     return x + update, rows
 
 
-def _run_scan(config, block, layers, x, mask, cached, span, tapped):
+def _where(acts: Bool[Array, "B"], x: Float[Array, "B T D"], y: Any) -> Float[Array, "B T D"]:
+    return jnp.where(acts[:, None, None], x, y)
+
+
+def _run_scan(config, block, layers, x, mask, cached, span, tapped, acts):
     full, local = _angle_pair(config, mask.positions)
     # The window is data here, so that layers of both kinds share one body; "all" is a window
     # no position can leave.
@@ -245,18 +251,23 @@ def _run_scan(config, block, layers, x, mask, cached, span, tapped):
     def body(carry, layer):
         x, update = carry
         x = x if update is None else x + update
-        params, window, windowed, own = layer
+        params, window, windowed, own, acts = layer
         view = attention.view(cached, own)
         angles = full
         if config.local_rope is not None:
             angles = jax.tree.map(lambda a, b: jnp.where(windowed, b, a), full, local)
+        before = x
         x, update, rows = block.apply({"params": params}, x, angles, mask, view, window)
+        if acts is not None:
+            x, update = _where(acts, x, before), _where(acts, update, 0)
         out = x + update
         return (x, update) if sum_later else (out, None), (rows, out if tapped else None)
 
     start = (x, jnp.zeros_like(x) if sum_later else None)
     run = jax.checkpoint(body) if block.remat else body
-    (x, update), (rows, hidden) = jax.lax.scan(run, start, (layers, windows, is_local, own))
+    acts = None if acts is None else acts.T
+    each = (layers, windows, is_local, own, acts)
+    (x, update), (rows, hidden) = jax.lax.scan(run, start, each)
     x = x if update is None else x + update
     return x, rows, {i: hidden[i] for i in tapped} if hidden is not None else {}
 
