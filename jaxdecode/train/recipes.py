@@ -56,4 +56,16 @@ RECIPES = {
         source="arXiv:2404.12022",
         summary="matrices that turn a state into those of the tokens ahead, by the target's law",
     ),
+    "layerskip": Recipe(
+        objective="early_exit",
+        method="layerskip",
+        source="arXiv:2404.16710",
+        summary="the target itself, to be read after any of its layers",
+    ),
+    "del": Recipe(
+        objective="early_exit",
+        method="del",
+        source="arXiv:2504.05598",
+        summary="as layerskip; decoding picks the layer by itself",
+    ),
 }

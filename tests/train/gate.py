@@ -23,14 +23,19 @@ from tests import toys
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
+def draft_of(recipe: str):
+    """The draft model that a recipe starts from: another toy; None if it trains none."""
+    return toys.model(seed=5) if RECIPES[recipe].draft else None
+
+
 def objective(recipe: str, *, shape=None, lm=None, **settings):
     """The objective of a recipe on a toy target, and the spec of its heads."""
-    lm, line = lm or toys.model(), RECIPES[recipe]
+    lm, line, draft = lm or toys.model(), RECIPES[recipe], draft_of(recipe)
     spec = None
     if line.heads is not None:
         spec = HeadSpec(line.heads, head_files.shape_of(line.heads, shape or {}))
     module = importlib.import_module(f"jaxdecode.train.objectives.{line.objective}")
-    models = Models(lm.bound, None, spec)
+    models = Models(lm.bound, draft and draft.bound, spec)
     return module.make(module.Config(**{**line.options, **settings}), models), spec
 
 
@@ -52,9 +57,9 @@ def batch(rows, prompt=0, width=None):
     return Batch(tokens=tokens, positions=place, segments=real, weight=weight)
 
 
-def train(made, lm, data, *, steps, lr, seed=0):
+def train(made, lm, data, *, steps, lr, seed=0, draft=None):
     """Parameters after `steps` steps of Adam on one batch, and the losses on the way."""
-    start = made.init(jax.random.key(seed), Weights(lm.params))
+    start = made.init(jax.random.key(seed), Weights(lm.params, draft and draft.params))
     flat = head_files.flattened(start.params)
     held = {
         name: leaf
@@ -108,19 +113,36 @@ def passes(
         prompt: tokens at the start that do not count in training.
         **options: of the method.
     """
-    lm, line = toys.model(), RECIPES[recipe]
-    made, spec = objective(recipe, shape=shape, **(settings or {}))
     answer = text(num_new)
-    params, _ = train(made, lm, batch([PROMPT + answer], prompt), steps=steps, lr=lr)
-    found = made.export(params, lm.params)
+    target, given = trained(
+        recipe, steps=steps, lr=lr, shape=shape, settings=settings, num_new=num_new, prompt=prompt
+    )
     num_whole = (len(answer) - blind) // (depth + 1)
-    asked = {"max_new_tokens": blind + num_whole * (depth + 1)} | options
-    if found.heads is not None:
-        asked["heads"] = Heads(
-            spec=spec, params=found.heads, target=head_files.target_of(lm.config, "toy")
-        )
-    target = lm if found.target is None else jd.api.from_params(lm.config, found.target)
-    out = jd.generate(target, PROMPT, method=line.method, **asked)
+    asked = {"max_new_tokens": blind + num_whole * (depth + 1)} | given | options
+    out = jd.generate(target, PROMPT, **asked)
     plain = jd.generate(target, PROMPT, max_new_tokens=asked["max_new_tokens"])
     assert out.tokens == plain.tokens
     return out.stats[0].nfe == blind + num_whole
+
+
+@functools.cache
+def _trained(recipe, steps, lr, shape, settings, num_new, prompt):
+    lm, draft = toys.model(), draft_of(recipe)
+    made, spec = objective(recipe, shape=dict(shape), **dict(settings))
+    data = batch([PROMPT + text(num_new)], prompt)
+    params, _ = train(made, lm, data, steps=steps, lr=lr, draft=draft)
+    found, given = made.export(params, lm.params), {"method": RECIPES[recipe].method}
+    if found.heads is not None:
+        known = head_files.target_of(lm.config, "toy")
+        given["heads"] = Heads(spec=spec, params=found.heads, target=known)
+    if found.draft is not None:
+        assert draft is not None
+        given["draft"] = jd.api.from_params(draft.config, found.draft)
+    target = lm if found.target is None else jd.api.from_params(lm.config, found.target)
+    return target, given
+
+
+def trained(recipe, *, steps=300, lr=1e-2, shape=None, settings=None, num_new=48, prompt=0):
+    """The target after training on one text, and what else decodes; as keywords of `generate`."""
+    frozen = [tuple(sorted((part or {}).items())) for part in (shape, settings)]
+    return _trained(recipe, steps, lr, *frozen, num_new, prompt)
