@@ -51,15 +51,28 @@ class Config:
 def make(config: Config, models: Models) -> Drafter:
     """The drafter; its state is the draft model's cache."""
     whole = draft_lm.bind(models)
-    num_layers = whole.model.config.num_layers
-    halves = (max(1, num_layers // 2), max(1, num_layers * 3 // 4))
-    exits = tuple(sorted({*(config.exits or halves)}))
-    if exits[-1] > num_layers:
-        raise InputError(f"exits={exits} go past the draft model's {num_layers} layers.")
+    exits = exits_of(config.exits, whole.model.config.num_layers)
     target = nested(whole.model.target, exits, config.confidence)
     draft = whole._replace(model=whole.model._replace(target=target))
     # The prompt needs keys and values only, not what its exits would say.
     return draft_model.drafting(draft, config.num_draft)._replace(init=draft_lm.starting(whole))
+
+
+def exits_of(exits: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
+    """Layer counts of a model's early exits, ascending.
+
+    Args:
+        exits: those asked for; None for 1/2 and 3/4 of the layers.
+        num_layers: of the model.
+
+    Raises:
+        InputError: there are fewer layers.
+    """
+    halves = (max(1, num_layers // 2), max(1, num_layers * 3 // 4))
+    found = tuple(sorted({*(exits or halves)}))
+    if found[-1] > num_layers:
+        raise InputError(f"exits={found} go past the draft model's {num_layers} layers.")
+    return found
 
 
 def nested(target: Target, exits: tuple[int, ...], confidence: float) -> Target:

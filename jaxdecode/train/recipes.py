@@ -68,4 +68,11 @@ RECIPES = {
         source="arXiv:2504.05598",
         summary="as layerskip; decoding picks the layer by itself",
     ),
+    "s2d": Recipe(
+        objective="s2d",
+        draft=True,
+        method="s2d",
+        source="arXiv:2407.01955",
+        summary="a draft model that is read after its first layers too, cut from the target",
+    ),
 }

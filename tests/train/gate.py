@@ -86,6 +86,34 @@ def train(made, lm, data, *, steps, lr, seed=0, draft=None):
     return head_files.nested(moving | held), np.asarray(values)
 
 
+def first_loss(recipe, data, *, lm=None, draft=None, key=1, **settings):
+    """Loss and metrics on a batch before training."""
+    lm, draft = lm or toys.model(), draft or draft_of(recipe)
+    made, _ = objective(recipe, lm=lm, **settings)
+    start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params))
+    value, metrics = jax.jit(made.loss)(start.params, lm.params, data, jax.random.key(key))
+    return float(value), {name: float(metric) for name, metric in metrics.items()}
+
+
+def learns_alone(recipe, data, **settings):
+    """Whether every leaf that is trained has a gradient, and the target's parameters have none."""
+    lm, draft = toys.model(), draft_of(recipe)
+    made, _ = objective(recipe, **settings)
+    start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params))
+
+    @jax.jit
+    def gradients(params, target):
+        def loss(params, target):
+            return made.loss(params, target, data, jax.random.key(1))[0]
+
+        found = jax.grad(loss, (0, 1))(params, target)
+        return jax.tree.map(lambda leaf: jnp.abs(leaf).max(), found)
+
+    own, other = gradients(start.params, lm.params)
+    moving = [float(leaf) > 0 for leaf in jax.tree.leaves(own)]
+    return all(moving) and not any(float(leaf) for leaf in jax.tree.leaves(other))
+
+
 def passes(
     recipe: str,
     *,

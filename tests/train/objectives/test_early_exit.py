@@ -61,8 +61,7 @@ def plain_errors(lm, row):
 
 
 def test_the_loss_is_its_formula_on_packed_texts():
-    lm, (made, _) = toys.model(), gate.objective("layerskip", **EVERY)
-    row = gate.PROMPT
+    lm, row = toys.model(), gate.PROMPT
     data = gate.batch([row + row])
     size = len(row)
     places, texts = np.arange(2 * size) % size, np.arange(2 * size) // size + 1
@@ -73,11 +72,10 @@ def test_the_loss_is_its_formula_on_packed_texts():
         segments=jnp.asarray(texts[None], jnp.int32),
         weight=data.weight,
     )
-    start = made.init(jax.random.key(0), Weights(lm.params))
-    found, metrics = made.loss(start.params, lm.params, packed, jax.random.key(0))
+    found, metrics = gate.first_loss("layerskip", packed, **EVERY)
     errors = plain_errors(lm, row)
-    assert float(found) == pytest.approx((0.2 * 1 * errors[0] + 3 * errors[1]) / 3.2, rel=1e-4)
-    assert float(metrics["error"]) == pytest.approx(errors[1], rel=1e-4)
+    assert found == pytest.approx((0.2 * 1 * errors[0] + 3 * errors[1]) / 3.2, rel=1e-4)
+    assert metrics["error"] == pytest.approx(errors[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
@@ -102,23 +100,18 @@ def test_a_layer_that_does_not_act_on_a_row_is_not_there_for_it(name, stacked):
 
 
 def test_dropping_changes_the_loss_by_the_key_alone():
-    lm, (made, _) = toys.model(), gate.objective("layerskip", stride=1, dropout=0.9)
-    start, data = made.init(jax.random.key(0), Weights(lm.params)), gate.batch([gate.PROMPT] * 3)
-    found = [float(made.loss(start.params, lm.params, data, jax.random.key(k))[0]) for k in (1, 2)]
-    assert found[0] != found[1]
-    assert found[0] == float(made.loss(start.params, lm.params, data, jax.random.key(1))[0])
+    data, asked = gate.batch([gate.PROMPT] * 3), {"stride": 1, "dropout": 0.9}
+    found = [gate.first_loss("layerskip", data, key=k, **asked)[0] for k in (1, 2, 1)]
+    assert found[0] == found[2] != found[1]
 
 
 def test_every_part_of_the_target_learns():
-    lm, (made, _) = toys.model(), gate.objective("layerskip", **EVERY)
-    start, data = made.init(jax.random.key(0), Weights(lm.params)), gate.batch([gate.PROMPT])
+    assert gate.learns_alone("layerskip", gate.batch([gate.PROMPT]), **EVERY)
 
-    def loss(params, target):
-        return made.loss(params, target, data, jax.random.key(0))[0]
 
-    own, other = jax.grad(loss, (0, 1))(start.params, lm.params)
-    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(own))
-    assert all(not leaf.any() for leaf in jax.tree.leaves(other))
+def test_what_is_not_trained_is_exported_as_it_was():
+    lm, (made, _) = toys.model(), gate.objective("layerskip")
+    start = made.init(jax.random.key(0), Weights(lm.params))
     back = made.export(start.params, lm.params).target
     assert jax.tree.structure(back) == jax.tree.structure(lm.params)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(lm.params), strict=True):
