@@ -34,6 +34,12 @@ def soft_cross_entropy(
     return jax.nn.logsumexp(logits, axis=-1) * law.sum(-1) - (law * logits).sum(-1)
 
 
+def divergence(logits: Float[Array, "*B V"], law: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """KL(law || the law of the scores), in nats."""
+    entropy = -(law * jnp.log(jnp.where(law > 0, law, 1.0))).sum(-1)
+    return soft_cross_entropy(logits, law) - entropy
+
+
 def smooth_l1(x: Float[Array, "*B D"], y: Float[Array, "*B D"]) -> Float[Array, "*B"]:
     """Huber loss of width 1, averaged over the last axis."""
     error = jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32))

@@ -120,8 +120,7 @@ def distilled(
     def per_probe(asked, taught, wanted):
         scores = target.logits(params, asked)
         law = jax.nn.softmax(target.logits(params, taught) / temperature)
-        distance = losses.soft_cross_entropy(scores, law) + (law * jnp.log(law + 1e-20)).sum(-1)
-        return distance, scores.argmax(-1) == wanted
+        return losses.divergence(scores, law), scores.argmax(-1) == wanted
 
     taught = jax.lax.stop_gradient(laid.later(texts))
     errors, hits = losses.over_tokens(per_probe, asked, taught, laid.wanted)

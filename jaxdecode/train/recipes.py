@@ -75,4 +75,18 @@ RECIPES = {
         source="arXiv:2407.01955",
         summary="a draft model that is read after its first layers too, cut from the target",
     ),
+    "fastdraft": Recipe(
+        objective="fastdraft",
+        draft=True,
+        method="draft_model",
+        source="arXiv:2411.11055",
+        summary="a draft model by the next token: of any text, then of the target's answers",
+    ),
+    "tvdpp": Recipe(
+        objective="tvdpp",
+        draft=True,
+        method="draft_model",
+        source="arXiv:2403.00858",
+        summary="a draft model by rewards for tokens to which it gives too little",
+    ),
 }

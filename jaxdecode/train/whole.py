@@ -1,16 +1,17 @@
 """Language models that are trained whole: the target itself, or a draft model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdecode.core.protocols import Model
+from jaxdecode.core.protocols import Model, Models
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, layout
 from jaxdecode.train import losses
-from jaxdecode.train.objective import Batch, Export, Start, ahead
+from jaxdecode.train.objective import Batch, Export, Start, ahead, program
 
 
 def start(params: Mapping[str, Any]) -> Start:
@@ -63,6 +64,31 @@ def read(
     errors, hits = losses.over_tokens(per_token, states, wanted, chunk=chunk)
     weight = jnp.broadcast_to(weight[..., None], errors.shape)
     return losses.per_head(errors, weight), losses.per_head(hits, weight)
+
+
+def states_of(model: Model, params: Any, batch: Batch) -> Float[Array, "B T D"]:
+    """Final hidden states of texts."""
+    return model.target.forward(params, batch.tokens, program(batch), None).hidden
+
+
+def both_scores(
+    models: Models, params: Any, target_params: Any
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """What gives the scores of draft model and target from their hidden states.
+
+    Both over the tokens that both have: the rest of the larger vocabulary is padding.
+    """
+    assert models.draft is not None
+    draft, target = models.draft, models.target
+    size = min(draft.config.vocab_size, target.config.vocab_size)
+
+    def scores(own, taught):
+        return (
+            draft.target.logits(params, own)[..., :size],
+            jax.lax.stop_gradient(target.target.logits(target_params, taught))[..., :size],
+        )
+
+    return scores
 
 
 def first_layers(model: Model, params: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -86,10 +86,10 @@ def train(made, lm, data, *, steps, lr, seed=0, draft=None):
     return head_files.nested(moving | held), np.asarray(values)
 
 
-def first_loss(recipe, data, *, lm=None, draft=None, key=1, **settings):
+def first_loss(recipe, data, *, key=1, **settings):
     """Loss and metrics on a batch before training."""
-    lm, draft = lm or toys.model(), draft or draft_of(recipe)
-    made, _ = objective(recipe, lm=lm, **settings)
+    lm, draft = toys.model(), draft_of(recipe)
+    made, _ = objective(recipe, **settings)
     start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params))
     value, metrics = jax.jit(made.loss)(start.params, lm.params, data, jax.random.key(key))
     return float(value), {name: float(metric) for name, metric in metrics.items()}
