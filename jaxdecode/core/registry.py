@@ -264,4 +264,13 @@ METHODS = {
         summary="states of tokens ahead, made from a candidate's own, enter half way up the target",
         heads="hidden_transfer",
     ),
+    "ceed_vla": Entry(
+        drafter="jacobi",
+        tree="chain",
+        verifier="aged",
+        level="L3",
+        source="arXiv:2506.13725",
+        tier="lab",
+        summary="jacobi that keeps guesses after so many corrections, right or not",
+    ),
 }

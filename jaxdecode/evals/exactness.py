@@ -71,6 +71,7 @@ STRICT: dict[str, dict[str, Any]] = {
     "judge": {"threshold": 1.0},
     "reflective": {"alpha": 0.0},
     "superposed": {"num_texts": 1, "alpha": 0.0},
+    "aged": {"max_corrections": None},
 }
 # Prompts, and new tokens, of lines that are compared with plain decoding token by token.
 GREEDY_PROMPTS, GREEDY_NEW = 64, 16

@@ -21,9 +21,13 @@ def per_head(values: Float[Array, "B T H"], weight: Float[Array, "B T H"]) -> Fl
     return jax.vmap(weighted_mean, in_axes=-1)(values, weight)
 
 
-def cross_entropy(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """-log p(token), in nats."""
+def cross_entropy(
+    logits: Float[Array, "*B V"], tokens: Int[Array, "*B"], smoothing: float = 0.0
+) -> Float[Array, "*B"]:
+    """-log p(token), in nats; a share `smoothing` of it is the mean over all tokens."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    if smoothing:
+        chosen = (1 - smoothing) * chosen + smoothing * logits.mean(-1)
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 

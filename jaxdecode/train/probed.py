@@ -59,15 +59,24 @@ def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) ->
         num_probes: k, probes of a place.
         num_places: P, places of a row that are probed; None probes all.
     """
+    return lay_at(batch, choose(batch, key, num_places), num_probes)
+
+
+def choose(batch: Batch, key: Array, num_places: int | None) -> Int[Array, "B P"]:
+    """Places to probe; None is all. Those whose first guess counts come first, in random order."""
+    num_rows, size = batch.tokens.shape
+    if num_places is None or num_places >= size:
+        return jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (num_rows, size))
+    _, weight = ahead(batch, 2)
+    score = jax.random.uniform(key, (num_rows, size)) + (weight > 0)
+    return jax.lax.top_k(score, num_places)[1].astype(jnp.int32)
+
+
+def lay_at(batch: Batch, places: Int[Array, "B P"], num_probes: int) -> Laid:
+    """The batch with probes behind these places; a place may be there several times."""
     num_rows, size = batch.tokens.shape
     guesses = [ahead(batch, j + 2) for j in range(num_probes)]
     wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*guesses, strict=True))
-    if num_places is None or num_places >= size:
-        places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (num_rows, size))
-    else:
-        # Places whose first guess counts come first, in random order.
-        score = jax.random.uniform(key, (num_rows, size)) + (weight[..., 0] > 0)
-        places = jax.lax.top_k(score, num_places)[1].astype(jnp.int32)
 
     def take(array: Array) -> Array:
         return jax.vmap(lambda row, index: row[index])(array, places)

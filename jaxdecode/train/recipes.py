@@ -89,4 +89,17 @@ RECIPES = {
         source="arXiv:2403.00858",
         summary="a draft model by rewards for tokens to which it gives too little",
     ),
+    "cllm": Recipe(
+        objective="consistency",
+        method="jacobi",
+        source="arXiv:2403.00835",
+        summary="the target itself, to leap from any Jacobi guess to the fixed point",
+    ),
+    "ceed_vla": Recipe(
+        objective="consistency",
+        method="ceed_vla",
+        source="arXiv:2506.13725",
+        summary="as cllm, but the text teaches where the target's fixed point is far from it",
+        options=MappingProxyType({"max_deviation": 0.25, "causal": 1.0}),
+    ),
 }

@@ -111,6 +111,11 @@ def make(
     return Verifier(verify=verify, outcomes=outcomes, taps=taps)
 
 
+def stops(request: Request, proposal: Proposal) -> Bool[Array, "B N"]:
+    """Nodes with a stop token: where it is wrong, it ends the text, so nothing lets it pass."""
+    return (proposal.tokens[:, :, None] == request.stop_tokens).any(-1)
+
+
 def check_draft_law(proposal: Proposal, draws: Draws | None = None) -> None:
     """Refuses drafts without the law that they were drawn from, or drawn in another way."""
     if proposal.draft_probs is None and proposal.max_depth > 0:

@@ -57,8 +57,7 @@ def make(config: Config) -> Verifier:
     def marks(weights, request, canvas, proposal, output):
         del canvas
         found = score(weights.verifier, output.hidden)
-        ends = (proposal.tokens[:, :, None] == request.stop_tokens).any(-1)
-        return jnp.where(ends, -1.0, found)
+        return jnp.where(walk.stops(request, proposal), -1.0, found)
 
     def rule(visit: walk.Visit) -> Float[Array, "V"]:
         if visit.marks is None:

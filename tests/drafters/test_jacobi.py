@@ -1,5 +1,7 @@
 """Jacobi decoding against the iteration written out in Python."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,8 +22,8 @@ def next_guess(row, previous):
     return row[places[-1] + 1] if places else previous
 
 
-def iterate(lm, prompt, num_new, window, temperature=0.0, seed=0):
-    """Number of tokens committed by each step."""
+def iterate(lm, prompt, num_new, window, temperature=0.0, seed=0, most=math.inf):
+    """Tokens, and how many each step commits; guesses are kept after `most` corrections."""
     key, row, counts = jnp.asarray(noise.row_key(seed, prompt)), list(prompt), []
 
     def drawn(tokens):
@@ -41,15 +43,18 @@ def iterate(lm, prompt, num_new, window, temperature=0.0, seed=0):
             guesses.append(next_guess(row, guesses[-1] if guesses else row[-1]))
         return guesses
 
-    guesses = extend([])
+    guesses, ages = extend([]), [0] * window
     while len(row) < len(prompt) + num_new:
         answers = drawn(row + guesses)
         count = 1
-        while count <= window and guesses[count - 1] == answers[count - 1]:
+        while count <= window and (
+            guesses[count - 1] == answers[count - 1] or ages[count - 1] >= most
+        ):
             count += 1
-        row += answers[:count]
+        row += [*guesses[: count - 1], answers[count - 1]]
         counts.append(count)
         guesses = extend(answers[count:])
+        ages = ([age + 1 for age in ages[count:]] + [0] * count)[:window]
     return row[len(prompt) :][:num_new], counts
 
 
