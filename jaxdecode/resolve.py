@@ -153,8 +153,6 @@ def weights_of(
     weights = Weights(target=target, drafter=draft, heads=heads)
     if method.drafter.prepare is not None:
         weights = method.drafter.prepare(weights)
-    if method.verifier.prepare is not None:
-        weights = method.verifier.prepare(weights)
     return method, weights
 
 

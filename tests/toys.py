@@ -3,15 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import tempfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from safetensors.numpy import save_file
 from tokenizers.models import BPE
 
 from jaxdecode import api, options, resolve
@@ -105,22 +102,11 @@ def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
 def helpers(name: str, lm: api.LanguageModel | None = None) -> dict:
     """What a method needs besides the target, as keyword arguments of `generate`."""
 
-    def draft():
-        return dataclasses.replace(model(seed=5), tokenizer=lm and lm.tokenizer)
-
-    known = {"draft": draft, "head": judge_head}
-    given = {need: known[need]() for need in METHODS[name].needs if need in known}
+    given = {}
+    if "draft" in METHODS[name].needs:
+        given["draft"] = dataclasses.replace(model(seed=5), tokenizer=lm and lm.tokenizer)
     kind = METHODS[name].heads
     return given if kind is None else given | {"heads": smallest.heads(kind, lm or model())}
-
-
-@functools.lru_cache
-def judge_head() -> str:
-    """File of a random head for `judge_decoding`."""
-    path = Path(tempfile.mkdtemp()) / "head.safetensors"
-    weight = np.random.default_rng(0).normal(size=config().hidden_size).astype(np.float32)
-    save_file({"weight": weight, "bias": np.zeros((), np.float32)}, path)
-    return str(path)
 
 
 def drafted(lm: api.LanguageModel, name: str, draft: api.LanguageModel, maps=(), **asked):

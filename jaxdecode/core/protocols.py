@@ -26,13 +26,11 @@ class Weights(NamedTuple):
         target: the target's parameters.
         drafter: the drafter's, in its own form; None if it has none. A draft model comes as
             `DraftWeights`.
-        verifier: the verifier's; None if it has none.
         heads: trained parts that drafter or verifier read (`heads/`); None if there are none.
     """
 
     target: Any
     drafter: Any = None
-    verifier: Any = None
     heads: Any = None
 
 
@@ -212,13 +210,11 @@ class Verifier(NamedTuple):
     outcomes: (scores [N, V], greedy, proposal, marks) -> [N, V]; the same decision as exact
              probabilities, for proofs: of one row with given drafts, how likely the last accepted
              node is n and the next token v. Scores are warped; marks [N] are the verifier's own.
-    prepare: (weights) -> weights; once, when the method is made: loads the verifier's own
     taps:    hidden states the target must return
     """
 
     verify: Callable[..., Any]
     outcomes: Callable[..., Any] | None = None
-    prepare: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
 
 

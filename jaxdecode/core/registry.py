@@ -232,7 +232,7 @@ METHODS = {
         source="arXiv:2501.19309",
         tier="lab",
         summary="a trained linear head on the target's hidden states lets drafts pass",
-        needs=("head",),
+        heads="judge",
     ),
     "reflective_verify": Entry(
         drafter="reflective",

@@ -135,12 +135,11 @@ def parse_lines(
     "all" and levels leave out what needs trained heads or a draft model that are not there, what
     refuses one of the temperatures, and policies.
     """
-    missing = {"head"} if has_draft else {"head", "draft"}
 
     def can_run(entry: Entry) -> bool:
         refused = "temperature" in entry.refuses and any(temperatures)
         headless = entry.heads is not None and entry.heads not in heads
-        lacks = missing & set(entry.needs) or headless
+        lacks = headless or ("draft" in entry.needs and not has_draft)
         return not (refused or lacks) and entry.policy is None
 
     found = [Line(BASELINE, BASELINE, {})]

@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
     "num_candidates": 4,
     "tree": "recycling_4",
     "branching": (2, 2),
+    "max_corrections": 1,
 }
 # Trees that are enumerated, by how a verifier wants drafts drawn. Verifiers that read no draft law
 # are exact for any drafts, so theirs are the likeliest tokens.
@@ -92,8 +93,7 @@ class Proof:
         samples: rows decoded.
         accepted: draft tokens accepted per step.
         default_variation: of a line that is not exact by design, at its own defaults: total
-            variation of its samples less what finite samples show; None for exact lines, and where
-            the default needs a trained head.
+            variation of its samples less what finite samples show; None for exact lines.
         seconds: wall time.
     """
 
@@ -128,7 +128,7 @@ def rows_needed(name: str, samples: int) -> int:
     if greedy_only(name):
         return 0
     exact = METHODS[name].level in ("L0", "L1")
-    controls = 1 if exact or "head" in METHODS[name].needs else 2
+    controls = 1 if exact else 2
     return sampled.whole(samples) + controls * sampled.whole(min(samples, TWIN_SAMPLES))
 
 
@@ -175,7 +175,7 @@ def prove(
     found = sampled.counts(ready, samples, progress=progress)
     wrong = sampled.counts(broken, min(samples, TWIN_SAMPLES), progress=progress)
     relaxed = None
-    if not exact and "head" not in METHODS[name].needs:
+    if not exact:
         loose = sampled.counts(setup(small(name)), min(samples, TWIN_SAMPLES), progress=progress)
         relaxed = sampled.total_variation(loose.cells, law) - sampled.noise_floor(loose.cells, law)
     return Proof(

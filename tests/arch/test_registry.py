@@ -31,7 +31,6 @@ SIGNATURES = {
     (Drafter, "outputs"): ["state"],
     (Verifier, "verify"): ["weights", "request", "canvas", "proposal", "output"],
     (Verifier, "outcomes"): ["scores", "greedy", "proposal", "marks"],
-    (Verifier, "prepare"): ["weights"],
     (Cache, "init"): ["config", "batch", "slots", "dtype"],
     (Cache, "read"): ["state"],
     (Cache, "write"): ["state", "rows", "start"],

@@ -1,6 +1,5 @@
 """Every drafter with every verifier, also pairs that no registry line has: right, or refused."""
 
-import dataclasses
 import functools
 import importlib
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxdecode.core import loop
 from jaxdecode.core.protocols import Method
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
+from jaxdecode.evals import toys as smallest
 from tests import toys
 
 PACKAGE = Path(__file__).parents[2] / "jaxdecode"
@@ -38,10 +38,10 @@ def pair(drafter, verifier):
     if METHODS[name].verifier == verifier:
         return built
     module = importlib.import_module(f"jaxdecode.verifiers.{verifier}")
-    own = {field.name for field in dataclasses.fields(module.Config)}
-    given = {"head": toys.judge_head()} if "head" in own else {}
-    seat = module.make(module.Config(**given))
-    weights = built.weights if seat.prepare is None else seat.prepare(built.weights)
+    seat = module.make(module.Config())
+    weights = built.weights
+    if verifier == "judge" and weights.heads is None:
+        weights = weights._replace(heads=smallest.heads("judge", lm).params)
     method = Method(built.method.drafter, seat, built.method.cache)
     return engine.Engine(model=built.model, method=method, weights=weights)
 

@@ -58,10 +58,9 @@ def test_lines_are_read():
         "prompt_lookup",
     ]
     assert lines[1].options == {"num_draft": 4, "ngram": 2}
-    # A head is a file the caller names per line, so "all" cannot include who needs one.
     everything = {line.label for line in bench.parse_lines("all", has_draft=True)}
     loop = {n: e for n, e in registry.METHODS.items() if e.policy is None}
-    assert everything == {n for n, e in loop.items() if "head" not in e.needs and not e.heads}
+    assert everything == {n for n, e in loop.items() if not e.heads}
     alone = {line.label for line in bench.parse_lines("L0")}
     exact = {n: e for n, e in registry.METHODS.items() if e.level == "L0"}
     assert alone == {n for n, e in exact.items() if not e.needs and not e.heads}

@@ -1,11 +1,16 @@
 """Judge decoding: against plain Python, its strict setting, and heads that do not fit."""
 
+import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import jaxdecode as jd
+from jaxdecode.convert import heads as head_files
+from jaxdecode.convert.heads import Heads
+from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.errors import CorruptCheckpointError, InputError
+from jaxdecode.evals import toys as smallest
+from jaxdecode.heads import judge
 from tests import toys
 from tests.verifiers import plain
 
@@ -13,14 +18,11 @@ PROMPTS = [[3, 1, 4, 1, 5, 3, 1, 4, 1], [9, 9, 9, 9], [2, 6, 5, 3, 5, 2, 6, 5]]
 WIDTH = 32
 
 
-@pytest.fixture
-def head(tmp_path):
-    def write(weight, bias):
-        path = tmp_path / "head.safetensors"
-        save_file({"weight": np.float32(weight), "bias": np.asarray(bias, np.float32)}, path)
-        return str(path)
-
-    return write
+def head(weight, bias):
+    """A judge head for the toy target."""
+    params = {"kernel": np.float32(weight)[:, None], "bias": np.float32([bias])}
+    known = head_files.target_of(toys.model().config, "toy")
+    return Heads(spec=HeadSpec("judge", judge.Shape()), params=params, target=known)
 
 
 def _run(**asked):
@@ -29,14 +31,13 @@ def _run(**asked):
 
 
 @pytest.mark.parametrize("law", [{}, {"temperature": 0.9, "seed": 4}])
-def test_the_strict_setting_is_plain_decoding(law, head):
+def test_the_strict_setting_is_plain_decoding(law):
     plain_out = jd.generate(toys.model(), PROMPTS, method="ar", max_new_tokens=20, **law)
-    assert _run(threshold=1.0, **law).tokens == plain_out.tokens
-    nothing = head(np.zeros(WIDTH), -9.0)
-    assert _run(head=nothing, **law).tokens == plain_out.tokens
+    assert _run(heads=head(np.zeros(WIDTH), 9.0), threshold=1.0, **law).tokens == plain_out.tokens
+    assert _run(heads=head(np.zeros(WIDTH), -9.0), **law).tokens == plain_out.tokens
 
 
-def test_every_step_is_that_of_plain_python(head):
+def test_every_step_is_that_of_plain_python():
     rng = np.random.default_rng(0)
     weight, lm = rng.normal(size=WIDTH), toys.model()
 
@@ -45,7 +46,7 @@ def test_every_step_is_that_of_plain_python(head):
         hidden = toys.full_logits(lm, row + draft, taps=("final",))[1]["final"]
         return hidden[len(row) + index] @ weight + 0.1 > 0
 
-    out = _run(head=head(weight, 0.1))
+    out = _run(heads=head(weight, 0.1))
     accepted = 0
     for prompt, tokens, stats in zip(PROMPTS, out.tokens, out.stats, strict=True):
         assert (tokens, stats.nfe) == plain.decode(lm, prompt, 20, 4, keeps)
@@ -53,35 +54,35 @@ def test_every_step_is_that_of_plain_python(head):
     assert accepted > 5, "the head lets drafts pass"
 
 
-def test_a_lower_threshold_takes_fewer_steps_and_stop_tokens_are_not_let_through(head):
+def test_a_lower_threshold_takes_fewer_steps_and_stop_tokens_are_not_let_through():
     trusting = head(np.zeros(WIDTH), 0.0)
-    steps = [sum(stats.nfe for stats in _run(head=trusting, threshold=t).stats) for t in (0.6, 0.4)]
+    runs = [_run(heads=trusting, threshold=threshold).stats for threshold in (0.6, 0.4)]
+    steps = [sum(stats.nfe for stats in run) for run in runs]
     assert steps[1] < steps[0]
     # The first draft of the first row is 5, what followed 3 1 4 1 before.
-    trusted = {"head": trusting, "threshold": 0.4, "max_new_tokens": 1}
+    trusted = {"heads": trusting, "threshold": 0.4, "max_new_tokens": 1}
     assert _run(**trusted).tokens[0] == [5]
-    assert _run(**trusted, stop_tokens=[5]).tokens[0] == _run(threshold=1.0).tokens[0][:1] != [5]
+    strict = _run(heads=trusting, threshold=1.0).tokens[0][:1]
+    assert _run(**trusted, stop_tokens=[5]).tokens[0] == strict != [5]
 
 
-def test_heads_that_do_not_fit_are_refused(head, tmp_path):
-    with pytest.raises(InputError, match="pass head=FILE"):
+def test_a_head_comes_back_from_its_folder(tmp_path):
+    lm = toys.model()
+    head_files.save_heads(smallest.heads("judge", lm), tmp_path / "judge")
+    out = _run(heads=tmp_path / "judge")
+    assert out.tokens == _run(heads=smallest.heads("judge", lm)).tokens
+    fresh = judge.init(judge.Shape(), lm.config, jax.random.key(0), lm.params)
+    assert not judge.scores(fresh, np.ones((2, WIDTH), np.float32)).any(), "undecided at first"
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="needs trained heads of kind 'judge'"):
         _run()
-    with pytest.raises(InputError, match="nowhere.*not a file"):
-        _run(head=str(tmp_path / "nowhere"))
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"not a header")
-    with pytest.raises(CorruptCheckpointError, match="broken"):
-        _run(head=str(broken))
-    save_file({"weight": np.zeros(WIDTH, np.float32)}, broken)
-    with pytest.raises(InputError, match="has no bias"):
-        _run(head=str(broken))
-    with pytest.raises(InputError, match=r"weight \(2, 32\)"):
-        _run(head=head(np.zeros((2, WIDTH)), 0.0))
-    with pytest.raises(InputError, match="for 5 hidden units.*32"):
-        _run(head=head(np.zeros(5), 0.0))
-    with pytest.raises(InputError, match="not finite"):
-        _run(head=head(np.full(WIDTH, np.nan), 0.0))
+    with pytest.raises(InputError, match="does not use heads of kind 'medusa'"):
+        _run(heads=smallest.heads("medusa", toys.model()))
+    with pytest.raises(CorruptCheckpointError, match=r"kernel.*\(32, 1\).*\(5, 1\)"):
+        _run(heads=head(np.zeros(5), 0.0))
     with pytest.raises(InputError, match="threshold=2"):
         _run(threshold=2)
-    with pytest.raises(InputError, match="head=7"):
-        _run(head=7)
+    with pytest.raises(InputError, match="'head' is not known"):
+        _run(head="head.safetensors")
