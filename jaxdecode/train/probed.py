@@ -4,11 +4,12 @@ Behind the T tokens of a row stand k probes for each of P of its places. They se
 of a tree see: the tokens of their text up to their place, and the probes before them of that place.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxdecode.core import masks
 from jaxdecode.core.masks import MaskProgram
@@ -78,14 +79,11 @@ def lay_at(batch: Batch, places: Int[Array, "B P"], num_probes: int) -> Laid:
     guesses = [ahead(batch, j + 2) for j in range(num_probes)]
     wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*guesses, strict=True))
 
-    def take(array: Array) -> Array:
-        return jax.vmap(lambda row, index: row[index])(array, places)
-
     number = jnp.arange(num_probes, dtype=jnp.int32)
     shape = (num_rows, places.shape[1], num_probes)
     flat = (num_rows, places.shape[1] * num_probes)
     numbers = jnp.broadcast_to(number, shape).reshape(flat)
-    where = (take(batch.positions)[..., None] + 1 + number).reshape(flat)
+    where = (taken(batch.positions, places)[..., None] + 1 + number).reshape(flat)
     position = jnp.concatenate([batch.positions, where], axis=1)
     program = MaskProgram(
         cached=jnp.zeros(num_rows, jnp.int32),
@@ -99,9 +97,20 @@ def lay_at(batch: Batch, places: Int[Array, "B P"], num_probes: int) -> Laid:
         probe=jnp.concatenate([jnp.zeros((num_rows, size), bool), jnp.ones(flat, bool)], axis=1),
         program=program,
         places=places,
-        wanted=take(wanted),
-        weight=take(weight),
+        wanted=taken(wanted, places),
+        weight=taken(weight, places),
     )
+
+
+def taken(rows: Shaped[Array, "B T *D"], places: Int[Array, "B P"]) -> Shaped[Array, "B P *D"]:
+    """What belongs to the places."""
+    return jax.vmap(lambda row, index: row[index])(rows, places)
+
+
+def filled(laid: Laid, batch: Batch, tokens: Int[Array, "B P k"]) -> Laid:
+    """The layout with tokens as its probes."""
+    flat = tokens.reshape(len(tokens), -1)
+    return dataclasses.replace(laid, tokens=jnp.concatenate([batch.tokens, flat], axis=1))
 
 
 def distilled(

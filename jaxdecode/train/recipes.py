@@ -102,4 +102,11 @@ RECIPES = {
         summary="as cllm, but the text teaches where the target's fixed point is far from it",
         options=MappingProxyType({"max_deviation": 0.25, "causal": 1.0}),
     ),
+    "judge": Recipe(
+        objective="judge",
+        heads="judge",
+        method="judge_decoding",
+        source="arXiv:2501.19309",
+        summary="a linear head that tells good tokens from mistakes, by the target's state",
+    ),
 }

@@ -95,8 +95,10 @@ def first_loss(recipe, data, *, key=1, **settings):
     return float(value), {name: float(metric) for name, metric in metrics.items()}
 
 
-def learns_alone(recipe, data, **settings):
-    """Whether every leaf that is trained has a gradient, and the target's parameters have none."""
+def learns_alone(recipe, data, *, still=(), **settings):
+    """Whether every leaf that is trained has a gradient, but for those named in `still`, and the
+    target's parameters have none.
+    """
     lm, draft = toys.model(), draft_of(recipe)
     made, _ = objective(recipe, **settings)
     start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params))
@@ -110,8 +112,10 @@ def learns_alone(recipe, data, **settings):
         return jax.tree.map(lambda leaf: jnp.abs(leaf).max(), found)
 
     own, other = gradients(start.params, lm.params)
-    moving = [float(leaf) > 0 for leaf in jax.tree.leaves(own)]
-    return all(moving) and not any(float(leaf) for leaf in jax.tree.leaves(other))
+    moving = {name: float(leaf) > 0 for name, leaf in head_files.flattened(own).items()}
+    return all(moving[name] for name in moving if name not in still) and not any(
+        float(leaf) for leaf in jax.tree.leaves(other)
+    )
 
 
 def passes(

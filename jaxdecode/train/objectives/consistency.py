@@ -81,7 +81,7 @@ def make(config: Config, models: Models) -> Objective:
             label = mixed(label, batch, laid, config.max_deviation)
 
         both = probed.lay_at(batch, jnp.concatenate([places, places], axis=1), window)
-        both = filled(both, batch, jnp.concatenate([guess, label], axis=1))
+        both = probed.filled(both, batch, jnp.concatenate([guess, label], axis=1))
         hidden = target.forward(params, both.tokens, both.program, None).hidden
         texts, read = both.split(hidden)
         asked, taught = jnp.split(read, 2, axis=1)
@@ -102,12 +102,6 @@ def make(config: Config, models: Models) -> Objective:
         return consistency + config.causal * error, metrics
 
     return Objective(init=init, loss=loss, export=whole.as_target)
-
-
-def filled(laid: probed.Laid, batch: Batch, guesses: Int[Array, "B P W"]) -> probed.Laid:
-    """The layout with guesses as the tokens of its probes."""
-    flat = guesses.reshape(len(guesses), -1)
-    return dataclasses.replace(laid, tokens=jnp.concatenate([batch.tokens, flat], axis=1))
 
 
 def first_guesses(batch: Batch, laid: probed.Laid) -> Int[Array, "B P W"]:
@@ -134,9 +128,9 @@ def trajectory(
         return target.logits(params, before).argmax(-1).astype(jnp.int32)
 
     def correct(guesses):
-        given = filled(laid, batch, guesses)
+        given = probed.filled(laid, batch, guesses)
         texts, probes = laid.split(target.forward(params, given.tokens, given.program, None).hidden)
-        pending = jax.vmap(lambda row, place: row[place])(texts, laid.places)
+        pending = probed.taken(texts, laid.places)
         before = jnp.concatenate([pending[:, :, None], probes[:, :, :-1]], axis=2)
         return losses.over_tokens(says, before, chunk=max(1, losses.CHUNK // window))
 
@@ -170,9 +164,7 @@ def mixed(
     window = fixed.shape[2]
     pairs = [ahead(batch, i + 1) for i in range(window)]
     tokens, weight = (jnp.stack(arrays, -1) for arrays in zip(*pairs, strict=True))
-    text, weight = (
-        jax.vmap(lambda row, place: row[place])(array, laid.places) for array in (tokens, weight)
-    )
+    text, weight = (probed.taken(array, laid.places) for array in (tokens, weight))
     wrong = ((fixed != text) * weight).sum(-1) / jnp.maximum(weight.sum(-1), 1e-9)
     # Past the text's end there is nothing to take.
     return jnp.where((wrong > most)[..., None] & (weight > 0), text, fixed)
