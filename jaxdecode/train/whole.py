@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdecode.core.protocols import Model, Models
+from jaxdecode.core.protocols import Model, Models, Weights
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, layout
 from jaxdecode.train import losses
@@ -19,6 +19,18 @@ def start(params: Mapping[str, Any]) -> Start:
     plain = layout.without_copies(params)
     layers = plain["layers"]
     return Start(plain | {"layers": decoder.stack(layers) if _listed(layers) else layers})
+
+
+def of_target(key: Array, weights: Weights) -> Start:
+    """The `init` of objectives whose parameters are the target's."""
+    del key
+    return start(weights.target)
+
+
+def of_draft(key: Array, weights: Weights) -> Start:
+    """The `init` of objectives whose parameters are a draft model's."""
+    del key
+    return start(weights.drafter)
 
 
 def apart(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,10 +65,6 @@ def make(config: Config, models: Models) -> Objective:
     model, window = models.target, config.window
     target = model.target
 
-    def init(key, weights):
-        del key
-        return whole.start(weights.target)
-
     def loss(params, target_params, batch, key):
         frozen = jax.lax.stop_gradient(target_params)
         where, which = jax.random.split(key)
@@ -101,7 +97,7 @@ def make(config: Config, models: Models) -> Objective:
         }
         return consistency + config.causal * error, metrics
 
-    return Objective(init=init, loss=loss, export=whole.as_target)
+    return Objective(init=whole.of_target, loss=loss, export=whole.as_target)
 
 
 def first_guesses(batch: Batch, laid: probed.Laid) -> Int[Array, "B P W"]:

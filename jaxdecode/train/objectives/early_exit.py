@@ -63,10 +63,6 @@ def make(config: Config, models: Models) -> Objective:
     target, num_layers = model.target, model.config.num_layers
     taps = tuple(f"layer.{i}" for i in range(num_layers))
 
-    def init(key, weights):
-        del key
-        return whole.start(weights.target)
-
     def loss(params, target_params, batch, key):
         del target_params
         drop, turn = jax.random.split(key)
@@ -86,7 +82,7 @@ def make(config: Config, models: Models) -> Objective:
         }
         return (weight * errors).sum(), metrics
 
-    return Objective(init=init, loss=loss, export=whole.as_target)
+    return Objective(init=whole.of_target, loss=loss, export=whole.as_target)
 
 
 def dropped(num_layers: int, most: float) -> Float[Array, "H"]:

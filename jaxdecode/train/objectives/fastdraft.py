@@ -38,10 +38,6 @@ def make(config: Config, models: Models) -> Objective:
     assert models.draft is not None
     model = models.draft
 
-    def init(key, weights):
-        del key
-        return whole.start(weights.drafter)
-
     def loss(params, target_params, batch, key):
         del key
         wanted, weight = ahead(batch, 1)
@@ -66,4 +62,4 @@ def make(config: Config, models: Models) -> Objective:
         apart = losses.weighted_mean(losses.over_tokens(divergence, own, taught), weight)
         return (1 - config.law) * error + config.law * apart, metrics | {"divergence": apart}
 
-    return Objective(init=init, loss=loss, export=whole.as_draft)
+    return Objective(init=whole.of_draft, loss=loss, export=whole.as_draft)

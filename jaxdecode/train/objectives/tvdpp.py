@@ -54,10 +54,6 @@ def make(config: Config, models: Models) -> Objective:
     assert models.draft is not None
     model = models.draft
 
-    def init(key, weights):
-        del key
-        return whole.start(weights.drafter)
-
     def loss(params, target_params, batch, key):
         _, weight = ahead(batch, 1)
         scores = whole.both_scores(models, params, target_params)
@@ -75,7 +71,7 @@ def make(config: Config, models: Models) -> Objective:
         value = combine(parts, weight)
         return value, {"overlap": losses.weighted_mean(parts["overlap"], weight)}
 
-    return Objective(init=init, loss=loss, export=whole.as_draft)
+    return Objective(init=whole.of_draft, loss=loss, export=whole.as_draft)
 
 
 def place(
