@@ -3,7 +3,8 @@
 A step scores a window of guesses. The guesses that the target confirms are committed, and what the
 target says after each of the others is the next guess of that place: an iteration whose fixed point
 is plain decoding, because the first wrong guess of a step is right in the next. New places at the
-window's end are filled with what followed the guess before them where it last stood in the row.
+window's end are filled with what followed the guess before them where it last stood in the row. A
+target that was trained to (recipe `cllm`) gets several places right at once.
 
 Exactness: L0 under sample_match; guesses are drawn with the noise of their positions.
 Cost: W + 1 tokens per forward pass, always; state W tokens per row.
