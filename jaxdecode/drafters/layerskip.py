@@ -1,8 +1,9 @@
 """Early exit: the target's own first layers, its final norm and its head write the draft.
 
 Nothing is trained here and no second model is loaded; a model trained to be read early (recipe
-`layerskip`), or one whose last layers change little, drafts well, any other badly. The keys and values of the
-first layers are those of the target, so the drafter reads the target's cache as it is.
+`layerskip`), or one whose last layers change little, drafts well, any other badly. The keys and
+values of the first layers are those of the target, so the drafter reads the target's cache as it
+is.
 
 Exactness: L0 under sample_match; drafts are drawn with the noise of their positions.
 Cost: per draft token exit_layer layers and the head over a block of num_draft rows.
