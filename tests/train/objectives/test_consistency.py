@@ -15,6 +15,7 @@ from tests.drafters.test_jacobi import next_guess
 from tests.train import gate
 
 WINDOW = 4
+SETTINGS = {"window": WINDOW, "num_places": 12}
 
 
 def packed(first, second):
@@ -127,25 +128,24 @@ def test_the_target_that_is_trained_learns_and_the_one_that_guesses_does_not(rec
 
 def leaps(recipe, steps, **asked):
     """Steps that W + 2 tokens take: one whose guesses are wrong, and one that is right."""
-    target, given = gate.trained(recipe, steps=steps, num_new=30, settings={"window": WINDOW})
-    asked = {"max_new_tokens": 24, "window": WINDOW} | asked
+    target, given = gate.trained(recipe, steps=steps, num_new=22, settings=SETTINGS)
+    asked = {"max_new_tokens": 18, "window": WINDOW} | asked
     out = jd.generate(target, gate.PROMPT, **given, **asked)
-    assert out.tokens == jd.generate(target, gate.PROMPT, max_new_tokens=24).tokens
-    return out.stats[0].nfe * (WINDOW + 2) / 24
+    assert out.tokens == jd.generate(target, gate.PROMPT, max_new_tokens=18).tokens
+    return out.stats[0].nfe * (WINDOW + 2) / 18
 
 
 def test_the_overfit_gate():
     """From guesses that know nothing the target leaps to the end of the window."""
-    assert leaps("cllm", 150) <= 2
+    assert leaps("cllm", 200) <= 2
 
 
 def test_the_gate_can_fail():
-    assert leaps("cllm", 2) > 3
+    assert leaps("cllm", 2) > 2
 
 
-@pytest.mark.slow
 def test_after_training_the_early_end_finds_nothing_wrong():
-    assert leaps("ceed_vla", 150, max_corrections=1) <= 2
+    assert leaps("ceed_vla", 200, max_corrections=1) <= 2
 
 
 def test_settings_are_checked():
