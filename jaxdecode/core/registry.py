@@ -264,4 +264,11 @@ METHODS = {
         summary="states of tokens ahead, made from a candidate's own, enter half way up the target",
         heads="hidden_transfer",
     ),
+    "dflash": Entry(
+        drafter="dflash",
+        tree="chain",
+        source="arXiv:2602.06036",
+        summary="one pass of a small drafter over masks guesses a block, from the target's layers",
+        heads="dflash",
+    ),
 }

@@ -62,12 +62,7 @@ def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) ->
     num_rows, size = batch.tokens.shape
     guesses = [ahead(batch, j + 2) for j in range(num_probes)]
     wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*guesses, strict=True))
-    if num_places is None or num_places >= size:
-        places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (num_rows, size))
-    else:
-        # Places whose first guess counts come first, in random order.
-        score = jax.random.uniform(key, (num_rows, size)) + (weight[..., 0] > 0)
-        places = jax.lax.top_k(score, num_places)[1].astype(jnp.int32)
+    places = choose(weight[..., 0], key, num_places)
 
     def take(array: Array) -> Array:
         return jax.vmap(lambda row, index: row[index])(array, places)
@@ -93,6 +88,21 @@ def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) ->
         wanted=take(wanted),
         weight=take(weight),
     )
+
+
+def choose(weight: Float[Array, "B T"], key: Array, num_places: int | None) -> Int[Array, "B P"]:
+    """Places of every row, in random order those with weight first.
+
+    Args:
+        weight: of what is asked at each place.
+        key: PRNG key.
+        num_places: how many of a row; None takes all, in order.
+    """
+    num_rows, size = weight.shape
+    if num_places is None or num_places >= size:
+        return jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (num_rows, size))
+    score = jax.random.uniform(key, (num_rows, size)) + (weight > 0)
+    return jax.lax.top_k(score, num_places)[1].astype(jnp.int32)
 
 
 def distilled(

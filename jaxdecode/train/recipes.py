@@ -56,4 +56,11 @@ RECIPES = {
         source="arXiv:2404.12022",
         summary="matrices that turn a state into those of the tokens ahead, by the target's law",
     ),
+    "dflash": Recipe(
+        objective="dflash",
+        heads="dflash",
+        method="dflash",
+        source="arXiv:2602.06036",
+        summary="a drafter that guesses a block at once, conditioned on layers of the target",
+    ),
 }

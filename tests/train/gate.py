@@ -16,6 +16,7 @@ import jaxdecode as jd
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert.heads import Heads
 from jaxdecode.core.protocols import HeadSpec, Models, Weights
+from jaxdecode.evals import toys as smallest
 from jaxdecode.train.objective import Batch
 from jaxdecode.train.recipes import RECIPES
 from tests import toys
@@ -32,6 +33,12 @@ def objective(recipe: str, *, shape=None, lm=None, **settings):
     module = importlib.import_module(f"jaxdecode.train.objectives.{line.objective}")
     models = Models(lm.bound, None, spec)
     return module.make(module.Config(**{**line.options, **settings}), models), spec
+
+
+def random_heads(kind: str, sizes, lm=None) -> Heads:
+    """Heads of these sizes for a toy, moved away from where training begins."""
+    spec = HeadSpec(kind, head_files.shape_of(kind, sizes))
+    return smallest.random_heads(spec, lm or toys.model())
 
 
 @functools.lru_cache
