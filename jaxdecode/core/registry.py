@@ -271,4 +271,11 @@ METHODS = {
         summary="one pass of a small drafter over masks guesses a block, from the target's layers",
         heads="dflash",
     ),
+    "falcon": Entry(
+        drafter="falcon",
+        tree="static",
+        source="arXiv:2412.12639",
+        summary="a small drafter guesses the target's next states, several in each of its passes",
+        heads="falcon",
+    ),
 }

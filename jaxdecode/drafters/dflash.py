@@ -105,7 +105,7 @@ def make(config: Config, models: Models) -> Drafter:
     def update(weights, state, request, canvas, proposal, verdict, output):
         del request, proposal
         rows = rows_of(weights, output, state.length, verdict.path)
-        cache = own_cache.store(model, state.cache, rows, state.length, verdict)
+        cache = model.cache.write(state.cache, rows, state.length)
         return State(cache=cache, length=canvas.length)
 
     return Drafter(

@@ -22,7 +22,7 @@ from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows
 from jaxdecode.errors import InputError
 from jaxdecode.heads.ppd import embeddings
-from jaxdecode.models import rope
+from jaxdecode.models import extra
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.layers import Attention, GatedMLP, RMSNorm
 
@@ -109,14 +109,8 @@ class Blocks(NamedTuple):
         self, params: Any, context: Float[Array, "B T D"], positions: Int[Array, "B T"]
     ) -> Rows:
         """Keys and values that every layer makes of context rows."""
-        angles = rope.angles(self.config.rope, self.config.head_dim, positions)
-        # Only the projections are used: what is attended to here is of no interest.
-        program = MaskProgram(
-            cached=positions[:, 0], positions=positions, num_new=jnp.ones_like(positions[:, 0])
-        )
-        attend = Attention(self.config, self.kv_dtype, XLA)
         made = [
-            attend.apply({"params": layer["attn"]}, context, angles, program, None, 0)[1]
+            extra.keys_and_values(self.config, self.kv_dtype, layer["attn"], context, positions)
             for layer in self._layers(params)
         ]
         keys, values = zip(*made, strict=True)
@@ -140,7 +134,7 @@ class Blocks(NamedTuple):
             context: context rows of this pass.
             cached: context rows of earlier passes, as `rows` makes them.
         """
-        angles = rope.angles(self.config.rope, self.config.head_dim, program.positions)
+        angles = extra.angles(self.config, program.positions)
         context = x[:, :0] if context is None else context
         layer = Layer(self.config, self.kv_dtype)
         for i, own in enumerate(self._layers(params)):
@@ -161,14 +155,7 @@ class Blocks(NamedTuple):
 
 def bind(shape: Shape, config: ModelConfig, kv_dtype: Any) -> Blocks:
     """The drafter of a target."""
-    own = dataclasses.replace(
-        config,
-        num_layers=shape.num_layers,
-        layer_windows=(0,) * shape.num_layers,
-        local_rope=None,
-        post_norms=False,
-    )
-    return Blocks(own, kv_dtype)
+    return Blocks(extra.like(config, shape.num_layers), kv_dtype)
 
 
 def enter(params: Any, pending: Float[Array, "*B D"], *, num_masks: int) -> Float[Array, "*B N D"]:
@@ -182,9 +169,8 @@ def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str
     """Parameters before training; the mask begins as the embedding of some token."""
     own, width = bind(shape, config, jnp.float32).config, config.hidden_size
     keys = jax.random.split(key, shape.num_layers + 2)
-    x, position = jnp.zeros((1, 1, width)), jnp.zeros((1, 1), jnp.int32)
-    program = MaskProgram(cached=position[0], positions=position, num_new=position[0] + 1)
-    angles = rope.angles(own.rope, own.head_dim, position)
+    x, program = extra.first_row(own)
+    angles = extra.angles(own, program.positions)
 
     def layer(key: Array) -> Any:
         return Layer(own, jnp.float32).init(key, x, x[:, :0], angles, program, None)["params"]

@@ -63,4 +63,11 @@ RECIPES = {
         source="arXiv:2602.06036",
         summary="a drafter that guesses a block at once, conditioned on layers of the target",
     ),
+    "falcon": Recipe(
+        objective="falcon",
+        heads="falcon",
+        method="falcon",
+        source="arXiv:2412.12639",
+        summary="a drafter of states in blocks, with glances at the answers",
+    ),
 }

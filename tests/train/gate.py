@@ -99,6 +99,7 @@ def passes(
     num_new=48,
     blind=0,
     prompt=0,
+    lm=None,
     **options,
 ):
     """Trains on one text; whether every draft of the loop is then accepted as a whole.
@@ -113,11 +114,12 @@ def passes(
         num_new: tokens of the text beyond the prompt.
         blind: steps at the start in which there cannot be a draft.
         prompt: tokens at the start that do not count in training.
+        lm: the target; a toy by default, whose text has places where two tokens are nearly as good.
         **options: of the method.
     """
-    lm, line = toys.model(), RECIPES[recipe]
-    made, spec = objective(recipe, shape=shape, **(settings or {}))
-    answer = text(num_new)
+    lm, line = lm or toys.model(), RECIPES[recipe]
+    made, spec = objective(recipe, shape=shape, lm=lm, **(settings or {}))
+    answer = text(num_new, lm)
     params, _ = train(made, lm, batch([PROMPT + answer], prompt), steps=steps, lr=lr)
     found = made.export(params, lm.params)
     num_whole = (len(answer) - blind) // (depth + 1)
