@@ -278,4 +278,13 @@ METHODS = {
         summary="a small drafter guesses the target's next states, several in each of its passes",
         heads="falcon",
     ),
+    "lud": Entry(
+        drafter="lud",
+        tree="probes and chain",
+        verifier="lexical",
+        level="L3",
+        source="arXiv:2405.15208",
+        tier="lab",
+        summary="a target trained for it finishes lexical units at pads, and is believed if sure",
+    ),
 }

@@ -50,7 +50,14 @@ class Laid:
         return jax.vmap(lambda row, i: row[jnp.minimum(i, len(row) - 1)])(rows, index)
 
 
-def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) -> Laid:
+def lay(
+    batch: Batch,
+    key: Array,
+    *,
+    num_probes: int,
+    num_places: int | None,
+    counts: Bool[Array, "B T k"] | None = None,
+) -> Laid:
     """The batch with probes behind it.
 
     Args:
@@ -58,10 +65,12 @@ def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) ->
         key: PRNG key of the places.
         num_probes: k, probes of a place.
         num_places: P, places of a row that are probed; None probes all.
+        counts: which probes of a token are asked anything; None for all.
     """
     num_rows, size = batch.tokens.shape
     guesses = [ahead(batch, j + 2) for j in range(num_probes)]
     wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*guesses, strict=True))
+    weight = weight if counts is None else weight * counts
     places = choose(weight[..., 0], key, num_places)
 
     def take(array: Array) -> Array:

@@ -70,4 +70,10 @@ RECIPES = {
         source="arXiv:2412.12639",
         summary="a drafter of states in blocks, with glances at the answers",
     ),
+    "lud": Recipe(
+        objective="lud",
+        method="lud",
+        source="arXiv:2405.15208",
+        summary="the target learns to finish lexical units at pads",
+    ),
 }
