@@ -287,4 +287,11 @@ METHODS = {
         tier="lab",
         summary="a target trained for it finishes lexical units at pads, and is believed if sure",
     ),
+    "flash_sd": Entry(
+        drafter="flash_sd",
+        tree="chain",
+        source="arXiv:2505.12728",
+        summary="one row of a small drafter says the target's next states; images are mixed small",
+        heads="flash_sd",
+    ),
 }

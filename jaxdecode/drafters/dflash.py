@@ -67,7 +67,8 @@ def make(config: Config, models: Models) -> Drafter:
     def init(weights, request, canvas, view, memory):
         del weights, request, view, memory
         cache = own_cache.empty(model, own.config, *canvas.tokens.shape)
-        return State(cache=cache, length=jnp.asarray(canvas.length))
+        # A copy: states are donated, and the canvas is not.
+        return State(cache=cache, length=jnp.array(canvas.length))
 
     def rows_of(weights, output: TargetOutput, start: Int[Array, "B"], nodes=None):
         """Rows of the tokens from `start` on."""

@@ -18,7 +18,6 @@ from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows
 from jaxdecode.models import extra
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.models.layers import RMSNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Drafting(NamedTuple):
         self, params: Any, embedded: Float[Array, "*B D"], features: Float[Array, "*B D"]
     ) -> Float[Array, "*B D"]:
         """Rows, from embeddings and states."""
-        return pair(params["enter"], embedded, features)
+        return extra.pair(params["enter"], embedded, features)
 
     def memory(self, batch: int) -> Float[Array, "B n 2 D"]:
         """What the recurrent layers remember before the first row."""
@@ -105,7 +104,7 @@ class Drafting(NamedTuple):
 
     def rows(self, params: Any, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Rows:
         """Keys and values of rows in the decoder layer."""
-        return layer_rows(self.config, self.kv_dtype, params["layer"], x, positions)
+        return extra.rows(self.config, self.kv_dtype, params["layer"], x, positions)
 
     def states(
         self,
@@ -128,36 +127,12 @@ def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str
     del target
     width, keys = config.hidden_size, jax.random.split(key, shape.num_recurrent + 2)
     params = {
-        "enter": init_pair(width, keys[0]),
+        "enter": extra.init_pair(width, keys[0]),
         "layer": extra.init_block(extra.like(config), keys[1]),
     }
     if shape.num_recurrent:
         params["memory"] = {str(i): _init_cell(width, key) for i, key in enumerate(keys[2:])}
     return params
-
-
-def pair(
-    params: Any, embedded: Float[Array, "*B D"], features: Float[Array, "*B D"]
-) -> Float[Array, "*B D"]:
-    """One row of an embedding and a state."""
-    both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
-    return (both.astype(jnp.float32) @ params["kernel"] + params["bias"]).astype(embedded.dtype)
-
-
-def init_pair(width: int, key: Array) -> Any:
-    """Parameters of `pair`."""
-    kernel = jax.random.normal(key, (2 * width, width)) * (2 * width) ** -0.5
-    return {"kernel": kernel, "bias": jnp.zeros(width)}
-
-
-def layer_rows(
-    config: ModelConfig, kv_dtype: Any, params: Any, x: Array, positions: Int[Array, "B T"]
-) -> Rows:
-    """Keys and values of rows in a single decoder layer, as a cache of one layer takes them."""
-    norm = RMSNorm(config.norm_eps, config.norm_offset)
-    normed: Any = norm.apply({"params": params["attn_norm"]}, x)
-    key, value = extra.keys_and_values(config, kv_dtype, params["attn"], normed, positions)
-    return (key,), (value,)
 
 
 def _cell(params: Any, x: Float[Array, "B D"], old: Float[Array, "B 2 D"]) -> Array:

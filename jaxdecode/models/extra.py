@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -11,7 +12,7 @@ from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows
 from jaxdecode.models import rope
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.models.layers import Angles, Attention, Block, NewRows
+from jaxdecode.models.layers import Angles, Attention, Block, NewRows, RMSNorm
 
 
 def like(config: ModelConfig, num_layers: int = 1) -> ModelConfig:
@@ -81,3 +82,31 @@ def keys_and_values(
     attend = Attention(config, kv_dtype, XLA)
     rows: Any = attend.apply({"params": params}, x, angles(config, positions), program, None, 0)
     return rows[1]
+
+
+def rows(
+    config: ModelConfig,
+    kv_dtype: Any,
+    params: Any,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+) -> Rows:
+    """Keys and values of what enters a layer, as a cache of one layer takes them."""
+    norm = RMSNorm(config.norm_eps, config.norm_offset)
+    normed: Any = norm.apply({"params": params["attn_norm"]}, x)
+    key, value = keys_and_values(config, kv_dtype, params["attn"], normed, positions)
+    return (key,), (value,)
+
+
+def pair(
+    params: Any, embedded: Float[Array, "*B D"], features: Float[Array, "*B D"]
+) -> Float[Array, "*B D"]:
+    """One row of a token's embedding and a state."""
+    both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
+    return (both.astype(jnp.float32) @ params["kernel"] + params["bias"]).astype(embedded.dtype)
+
+
+def init_pair(width: int, key: Array) -> Any:
+    """Parameters of `pair`."""
+    kernel = jax.random.normal(key, (2 * width, width)) * (2 * width) ** -0.5
+    return {"kernel": kernel, "bias": jnp.zeros(width)}

@@ -76,4 +76,11 @@ RECIPES = {
         source="arXiv:2405.15208",
         summary="the target learns to finish lexical units at pads",
     ),
+    "flash_sd": Recipe(
+        objective="flash_sd",
+        heads="flash_sd",
+        method="flash_sd",
+        source="arXiv:2505.12728",
+        summary="a drafter of states, several from one row, and queries that mix images",
+    ),
 }
