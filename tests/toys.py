@@ -146,22 +146,13 @@ def built(lm: api.LanguageModel, name: str, **asked) -> engines.Engine:
     return made
 
 
-def after_steps(lm: api.LanguageModel, name: str, num_steps: int, prompts, **asked):
-    """The state after some steps of a line with random heads, at temperature 0.9, and its engine.
-
-    On the smallest toys even random heads are right some of the time.
-    """
-    made = built(lm, name, **asked)
-    asked_for = request(lm, options.Options(max_new_tokens=40, temperature=0.9), prompts)
-    state = engines.prefilled(made, asked_for, prompts, 40)
-    return loop.run(
-        made.weights,
-        asked_for,
-        state,
-        jnp.int32(num_steps),
-        target=made.model.target,
-        method=made.method,
-    ), made
+def after_steps(made: engines.Engine, num_steps: int, prompts):
+    """The state after some steps at temperature 0.9."""
+    chosen = options.Options(max_new_tokens=40, temperature=0.9)
+    asked = request(model(), chosen, prompts)
+    state = engines.prefilled(made, asked, prompts, 40)
+    run = functools.partial(loop.run, target=made.model.target, method=made.method)
+    return run(made.weights, asked, state, jnp.int32(num_steps))
 
 
 def drawn(name: str) -> dict:

@@ -85,7 +85,7 @@ def make(config: Config, models: Models) -> Drafter:
         batch, slots = canvas.tokens.shape
         dtype = weights.target["embed"]["embedding"].dtype
         past = own_cache.Past(
-            cache=own_cache.empty(model, own.config, batch, slots),
+            cache=own_cache.empty(model, own.pairs.config, batch, slots),
             last=jnp.zeros((batch, shape.block, model.config.hidden_size), dtype),
             num_rows=jnp.zeros(batch, jnp.int32),
         )
@@ -130,10 +130,10 @@ def _embed(bound: _Bound, weights: Any, tokens: Int[Array, "B T"]) -> Float[Arra
 def _extend(bound: _Bound, weights, state: State, features, tokens, num_new) -> State:
     """The past with rows of states and the tokens that follow them."""
     own, size = bound.own, tokens.shape[1]
-    x = own.enter(weights.heads, _embed(bound, weights, tokens), features)
+    x = own.pairs.enter(weights.heads, _embed(bound, weights, tokens), features)
     keep = jnp.arange(size) < num_new[:, None]
     x, memory = own.recur(weights.heads, x, state.memory, keep=keep)
-    rows = own.rows(weights.heads, x, own_cache.positions(state.past, size))
+    rows = own.pairs.rows(weights.heads, x, own_cache.positions(state.past, size))
     past = own_cache.append(bound.models.target, state.past, x, rows, num_new)
     return State(past=past, memory=memory)
 
@@ -152,7 +152,7 @@ def _fill(bound: _Bound, weights, state: State, pending: Int[Array, "B 1"]) -> I
         if number:
             way = _embed(bound, weights, tokens[:, step.way.reshape(-1)])
             way = way.reshape(*features[:, step.parent].shape)
-            rows = own.enter(weights.heads, way, features[:, step.parent])
+            rows = own.pairs.enter(weights.heads, way, features[:, step.parent])
             rows, memory = _recur_each(own, weights.heads, rows, memory[:, step.parent])
             x = jnp.concatenate([x, rows.reshape(batch, -1, x.shape[-1])], axis=1)
             program = _later(past, passes.plan(tree, k)[: number + 1], k)

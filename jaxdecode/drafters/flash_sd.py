@@ -73,7 +73,7 @@ def make(config: Config, models: Models) -> Drafter:
         extra = shape.num_queries if images else 0
         first = jnp.where(has_image(canvas), extra, 0).astype(jnp.int32)
         past = own_cache.Past(
-            cache=own_cache.empty(model, own.config, batch, slots + extra),
+            cache=own_cache.empty(model, own.pairs.config, batch, slots + extra),
             last=jnp.zeros((batch, 1, width), weights.target["embed"]["embedding"].dtype),
             num_rows=first,
         )
@@ -82,9 +82,11 @@ def make(config: Config, models: Models) -> Drafter:
         return State(past=past, pool=pool, length=jnp.array(canvas.length))
 
     def extend(weights, state, features, tokens, num_new):
-        x = own.enter(weights.heads, embed(weights.target, tokens), features)
+        x = own.pairs.enter(weights.heads, embed(weights.target, tokens), features)
         places = own_cache.positions(state.past, tokens.shape[1])
-        past = own_cache.append(model, state.past, x, own.rows(weights.heads, x, places), num_new)
+        past = own_cache.append(
+            model, state.past, x, own.pairs.rows(weights.heads, x, places), num_new
+        )
         return dataclasses.replace(state, past=past)
 
     def has_image(canvas):
@@ -97,9 +99,9 @@ def make(config: Config, models: Models) -> Drafter:
         """The image with more of its rows, and what it is mixed to in the cache."""
         params, embedded = weights.heads, output.taps["embed"]
         pool = state.pool.add(params["queries"], embedded, output.hidden, image)
-        x = own.enter(params, *(part.astype(embedded.dtype) for part in pool.read()))
+        x = own.pairs.enter(params, *(part.astype(embedded.dtype) for part in pool.read()))
         place = jnp.arange(shape.num_queries, dtype=jnp.int32)
-        rows = own.rows(params, x, jnp.broadcast_to(place, x.shape[:2]))
+        rows = own.pairs.rows(params, x, jnp.broadcast_to(place, x.shape[:2]))
         # Rows of the batch without an image keep their text: theirs go behind all that is seen.
         start = jnp.where(has_image(canvas), 0, canvas.tokens.shape[1])
         cache = model.cache.write(state.past.cache, rows, start)

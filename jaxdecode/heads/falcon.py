@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxdecode import checks
 from jaxdecode.core.masks import MaskProgram
@@ -42,24 +42,16 @@ class Drafting(NamedTuple):
     """The drafter's functions; hashable.
 
     Attributes:
-        config: its decoder layer, which is of the target's kind.
-        kv_dtype: dtype of its keys and values.
+        pairs: its rows.
         num_recurrent: recurrent layers.
     """
 
-    config: ModelConfig
-    kv_dtype: Any
+    pairs: extra.Pairs
     num_recurrent: int
-
-    def enter(
-        self, params: Any, embedded: Float[Array, "*B D"], features: Float[Array, "*B D"]
-    ) -> Float[Array, "*B D"]:
-        """Rows, from embeddings and states."""
-        return extra.pair(params["enter"], embedded, features)
 
     def memory(self, batch: int) -> Float[Array, "B n 2 D"]:
         """What the recurrent layers remember before the first row."""
-        return jnp.zeros((batch, self.num_recurrent, 2, self.config.hidden_size), jnp.float32)
+        return jnp.zeros((batch, self.num_recurrent, 2, self.pairs.config.hidden_size), jnp.float32)
 
     def recur(
         self,
@@ -102,10 +94,6 @@ class Drafting(NamedTuple):
         memory, out = jax.lax.scan(step, memory, rows)
         return x + jnp.swapaxes(out, 0, 1).astype(x.dtype), memory
 
-    def rows(self, params: Any, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Rows:
-        """Keys and values of rows in the decoder layer."""
-        return extra.rows(self.config, self.kv_dtype, params["layer"], x, positions)
-
     def states(
         self,
         params: Any,
@@ -114,12 +102,14 @@ class Drafting(NamedTuple):
         cached: Rows | None = None,
     ) -> Float[Array, "B T D"]:
         """The state that each row guesses."""
-        return extra.block(self.config, self.kv_dtype, params["layer"], x, program, cached)
+        return extra.block(
+            self.pairs.config, self.pairs.kv_dtype, params["layer"], x, program, cached
+        )
 
 
 def bind(shape: Shape, config: ModelConfig, kv_dtype: Any) -> Drafting:
     """The drafter of a target."""
-    return Drafting(extra.like(config), kv_dtype, shape.num_recurrent)
+    return Drafting(extra.Pairs(extra.like(config), kv_dtype), shape.num_recurrent)
 
 
 def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxdecode import checks
 from jaxdecode.core.attention import XLA, View
@@ -73,24 +73,12 @@ class Drafting(NamedTuple):
     """The drafter's functions; hashable.
 
     Attributes:
-        config: its layer, which is of the target's kind.
-        kv_dtype: dtype of its keys and values.
+        pairs: its rows.
         block: states that a row says.
     """
 
-    config: ModelConfig
-    kv_dtype: Any
+    pairs: extra.Pairs
     block: int
-
-    def enter(
-        self, params: Any, embedded: Float[Array, "*B D"], features: Float[Array, "*B D"]
-    ) -> Float[Array, "*B D"]:
-        """Rows, from embeddings and states."""
-        return extra.pair(params["enter"], embedded, features)
-
-    def rows(self, params: Any, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Rows:
-        """Keys and values of rows."""
-        return extra.rows(self.config, self.kv_dtype, params["layer"], x, positions)
 
     def states(
         self,
@@ -101,8 +89,8 @@ class Drafting(NamedTuple):
     ) -> Float[Array, "B T k D"]:
         """The states that each row says."""
         view = None if cached is None else View(cached[0][0], cached[1][0])
-        layer = Layer(self.config, self.kv_dtype, self.block)
-        angles = extra.angles(self.config, program.positions)
+        layer = Layer(self.pairs.config, self.pairs.kv_dtype, self.block)
+        angles = extra.angles(self.pairs.config, program.positions)
         out: Any = layer.apply({"params": params["layer"]}, x, angles, program, view)
         return out
 
@@ -161,7 +149,7 @@ def no_image(batch: int, num_queries: int, width: int) -> Pool:
 
 def bind(shape: Shape, config: ModelConfig, kv_dtype: Any) -> Drafting:
     """The drafter of a target."""
-    return Drafting(extra.like(config), kv_dtype, shape.block)
+    return Drafting(extra.Pairs(extra.like(config), kv_dtype), shape.block)
 
 
 def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:

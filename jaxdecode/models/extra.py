@@ -1,7 +1,7 @@
 """Layers beside a model, of its kind: rows of their own, keys and values of their own."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,29 +84,36 @@ def keys_and_values(
     return rows[1]
 
 
-def rows(
-    config: ModelConfig,
-    kv_dtype: Any,
-    params: Any,
-    x: Float[Array, "B T D"],
-    positions: Int[Array, "B T"],
-) -> Rows:
-    """Keys and values of what enters a layer, as a cache of one layer takes them."""
-    norm = RMSNorm(config.norm_eps, config.norm_offset)
-    normed: Any = norm.apply({"params": params["attn_norm"]}, x)
-    key, value = keys_and_values(config, kv_dtype, params["attn"], normed, positions)
-    return (key,), (value,)
+class Pairs(NamedTuple):
+    """Rows that join a state with the token behind it, in front of one layer; hashable.
 
+    Parameters are those of the whole: `enter` joins, `layer` begins with a norm and an attention.
 
-def pair(
-    params: Any, embedded: Float[Array, "*B D"], features: Float[Array, "*B D"]
-) -> Float[Array, "*B D"]:
-    """One row of a token's embedding and a state."""
-    both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
-    return (both.astype(jnp.float32) @ params["kernel"] + params["bias"]).astype(embedded.dtype)
+    Attributes:
+        config: of the layer.
+        kv_dtype: dtype of its keys and values.
+    """
+
+    config: ModelConfig
+    kv_dtype: Any
+
+    def enter(
+        self, params: Any, embedded: Float[Array, "*B D"], features: Float[Array, "*B D"]
+    ) -> Float[Array, "*B D"]:
+        """Rows, from embeddings and states."""
+        own = params["enter"]
+        both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
+        return (both.astype(jnp.float32) @ own["kernel"] + own["bias"]).astype(embedded.dtype)
+
+    def rows(self, params: Any, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Rows:
+        """Their keys and values, as a cache of one layer takes them."""
+        layer, norm = params["layer"], RMSNorm(self.config.norm_eps, self.config.norm_offset)
+        normed: Any = norm.apply({"params": layer["attn_norm"]}, x)
+        made = keys_and_values(self.config, self.kv_dtype, layer["attn"], normed, positions)
+        return (made[0],), (made[1],)
 
 
 def init_pair(width: int, key: Array) -> Any:
-    """Parameters of `pair`."""
+    """Parameters that join."""
     kernel = jax.random.normal(key, (2 * width, width)) * (2 * width) ** -0.5
     return {"kernel": kernel, "bias": jnp.zeros(width)}

@@ -15,6 +15,8 @@ from tests import toys
 from tests.train import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
+LAW = {"temperature": 0.9, "seed": 4}
+VERIFIED = {"min_prob": 0.0, "verify": True}
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
@@ -40,8 +42,10 @@ def test_units_by_hand():
     assert objective.places(ahead, two, 0.9, 3).tolist() == [[0, 0, 0, 0, 1, 0, 1]]
 
 
-@pytest.mark.parametrize("law", [{}, {"temperature": 0.9, "seed": 4}])
-@pytest.mark.parametrize("asked", [{"min_prob": 1.1}, {"min_prob": 0.0, "verify": True}])
+@pytest.mark.parametrize(
+    ("asked", "law"),
+    [({"min_prob": 1.1}, LAW), (VERIFIED, {}), (VERIFIED, LAW)],
+)
 def test_tokens_are_those_of_plain_decoding_without_trust(asked, law):
     lm = smallest.model()
     prompts = [[3, 1, 4, 1, 5], [2], [2, 0, 5, 3, 5, 1, 4, 1, 3]]
@@ -111,5 +115,6 @@ def test_the_overfit_gate():
     assert gate.passes("lud", depth=3, **QUICK)
 
 
+@pytest.mark.slow
 def test_the_gate_can_fail():
     assert not gate.passes("lud", depth=3, steps=3, **QUICK)

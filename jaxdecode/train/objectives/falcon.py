@@ -113,7 +113,7 @@ def _guesses(own: falcon.Drafting, params, batch: Batch, laid: MaskProgram):
     before = jnp.pad(batch.segments[:, :-1], ((0, 0), (1, 0)))
 
     def run(embedded, features):
-        x = own.enter(params, embedded, features)
+        x = own.pairs.enter(params, embedded, features)
         x, _ = own.recur(params, x, own.memory(len(x)), fresh=batch.segments != before)
         return own.states(params, x, laid)
 

@@ -54,13 +54,13 @@ def make(config: Config, models: Models) -> Objective:
 
     def rows_of(params, batch, entered, hidden, following):
         """Rows of the drafter, who sees whom, and which tokens are text."""
-        x = own.enter(params, following, hidden)
+        x = own.pairs.enter(params, following, hidden)
         if shape.image_token is None:
             return x, program(batch), jnp.ones(batch.tokens.shape, bool)
         laid = lay(batch, shape.image_token, shape.num_queries)
         pool = flash_sd.no_image(len(x), shape.num_queries, x.shape[-1])
         mixed = pool.add(params["queries"], entered, hidden, laid.image).read()
-        image = own.enter(params, *(part.astype(x.dtype) for part in mixed))
+        image = own.pairs.enter(params, *(part.astype(x.dtype) for part in mixed))
         return jnp.concatenate([image, x], axis=1), laid.program, laid.text
 
     def loss(params, target_params, batch, key):
