@@ -87,20 +87,17 @@ def make(config: Config, models: Models) -> Drafter:
     def propose(weights, state, request, canvas, view):
         del view
         assert target.embed is not None
-        pending = chain.pending(canvas)
-        embedded = target.embed(weights.target, pending)[:, 0]
-        x = dflash.enter(weights.heads, embedded, num_masks=num_masks)
+        first = target.embed(weights.target, chain.pending(canvas))[:, 0]
+        x = dflash.enter(weights.heads, first, num_masks=num_masks)
         place = canvas.length[:, None] + jnp.arange(shape.block, dtype=jnp.int32)
+        size = jnp.full_like(canvas.length, shape.block)
         program = masks.MaskProgram(
-            cached=state.length,
-            positions=place,
-            num_new=jnp.full_like(canvas.length, shape.block),
-            rule="bidirectional",
+            cached=state.length, positions=place, num_new=size, rule="bidirectional"
         )
-        cached = model.cache.read(state.cache)
-        hidden = own.states(weights.heads, x, program, cached=cached)[:, 1 : num + 1]
+        cached, guessed = model.cache.read(state.cache), slice(1, num + 1)
+        hidden = own.states(weights.heads, x, program, cached=cached)[:, guessed]
         logits = target.logits(weights.target, hidden)
-        drafts = guess.tokens(request, logits, place[:, 1 : num + 1])
+        drafts = guess.tokens(request, logits, place[:, guessed])
         return chain.propose(canvas, drafts, jnp.ones_like(drafts, bool)), state
 
     def update(weights, state, request, canvas, proposal, verdict, output):
@@ -109,11 +106,4 @@ def make(config: Config, models: Models) -> Drafter:
         cache = model.cache.write(state.cache, rows, state.length)
         return State(cache=cache, length=canvas.length)
 
-    return Drafter(
-        init=init,
-        absorb=absorb,
-        propose=propose,
-        update=update,
-        taps=taps,
-        max_depth=num,
-    )
+    return Drafter(init, propose, update, absorb=absorb, taps=taps, max_depth=num)

@@ -13,7 +13,7 @@ added to their input; the tree is that of arXiv:2401.15077 down to two passes.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +59,8 @@ class State:
     memory: Float[Array, "B n 2 D"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bound:
-    """What the steps need besides their data; hashable."""
+class _Bound(NamedTuple):
+    """What the steps need besides their data."""
 
     own: falcon.Drafting
     models: Models

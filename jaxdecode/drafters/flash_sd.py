@@ -12,13 +12,14 @@ mixed; the drafter knows an image by a token of its prompt, as its targets do.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxdecode import checks
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.core.protocols import Drafter, Models
+from jaxdecode.core.protocols import Drafter, Model, Models
 from jaxdecode.core.types import pytree
 from jaxdecode.heads import flash_sd
 from jaxdecode.sampling import guess
@@ -56,72 +57,46 @@ class State:
     pool: flash_sd.Pool | None
 
 
+class _Bound(NamedTuple):
+    """What the steps need besides their data."""
+
+    own: flash_sd.Drafting
+    shape: flash_sd.Shape
+    model: Model
+
+    @property
+    def num_queries(self) -> int:
+        """Rows of an image; 0 where there are none."""
+        return 0 if self.shape.image_token is None else self.shape.num_queries
+
+
 def make(config: Config, models: Models) -> Drafter:
     """The drafter."""
     assert models.heads is not None
     shape, model = models.heads.shape, models.target
-    target, width = model.target, model.config.hidden_size
     num = min(config.num_draft or shape.block, shape.block)
     own = flash_sd.bind(shape, model.config, model.kv_dtype)
-    images = shape.image_token is not None
-    assert target.embed is not None
-    embed = target.embed
+    bound = _Bound(own, shape, model)
 
     def init(weights, request, canvas, view, memory):
         del request, view, memory
-        batch, slots = canvas.tokens.shape
-        extra = shape.num_queries if images else 0
-        first = jnp.where(has_image(canvas), extra, 0).astype(jnp.int32)
-        past = own_cache.Past(
-            cache=own_cache.empty(model, own.pairs.config, batch, slots + extra),
-            last=jnp.zeros((batch, 1, width), weights.target["embed"]["embedding"].dtype),
-            num_rows=first,
-        )
-        pool = flash_sd.no_image(batch, shape.num_queries, width) if images else None
-        # A copy: states are donated, and the canvas is not.
-        return State(past=past, pool=pool, length=jnp.array(canvas.length))
-
-    def extend(weights, state, features, tokens, num_new):
-        x = own.pairs.enter(weights.heads, embed(weights.target, tokens), features)
-        places = own_cache.positions(state.past, tokens.shape[1])
-        past = own_cache.append(
-            model, state.past, x, own.pairs.rows(weights.heads, x, places), num_new
-        )
-        return dataclasses.replace(state, past=past)
-
-    def has_image(canvas):
-        if not images:
-            return jnp.zeros(canvas.length.shape, bool)
-        slot = jnp.arange(canvas.tokens.shape[1])
-        return ((canvas.tokens == shape.image_token) & (slot < canvas.length[:, None])).any(1)
-
-    def look(weights, state, canvas, output, image):
-        """The image with more of its rows, and what it is mixed to in the cache."""
-        params, embedded = weights.heads, output.taps["embed"]
-        pool = state.pool.add(params["queries"], embedded, output.hidden, image)
-        x = own.pairs.enter(params, *(part.astype(embedded.dtype) for part in pool.read()))
-        place = jnp.arange(shape.num_queries, dtype=jnp.int32)
-        rows = own.pairs.rows(params, x, jnp.broadcast_to(place, x.shape[:2]))
-        # Rows of the batch without an image keep their text: theirs go behind all that is seen.
-        start = jnp.where(has_image(canvas), 0, canvas.tokens.shape[1])
-        cache = model.cache.write(state.past.cache, rows, start)
-        past = dataclasses.replace(state.past, cache=cache)
-        return dataclasses.replace(state, past=past, pool=pool)
+        return _start(bound, weights, canvas)
 
     def absorb(weights, state, canvas, start, num_new, output):
         size, slots = output.hidden.shape[1], canvas.tokens.shape[1]
-        place = start + jnp.arange(size, dtype=jnp.int32)
-        tokens = canvas.tokens[:, jnp.minimum(place + 1, slots - 1)]
+        slot = jnp.minimum(start + jnp.arange(size + 1, dtype=jnp.int32), slots - 1)
+        tokens = canvas.tokens[:, slot]
         if state.pool is None:
-            return extend(weights, state, output.hidden, tokens, num_new)
-        own_rows = jnp.arange(size) < num_new[:, None]
-        image = (canvas.tokens[:, jnp.minimum(place, slots - 1)] == shape.image_token) & own_rows
-        state = look(weights, state, canvas, output, image)
+            return _extend(bound, weights, state, output.hidden, tokens[:, 1:], num_new)
+        mine = jnp.arange(size) < num_new[:, None]
+        image = mine & (tokens[:, :-1] == shape.image_token)
+        state = _look(bound, weights, state, canvas, output, image)
         # Rows of text close up; what is not text stands behind them.
-        order = jnp.argsort(~(own_rows & ~image), axis=1, stable=True)
-        tokens = jnp.take_along_axis(tokens, order, axis=1)
-        num_text = (own_rows & ~image).sum(1, dtype=jnp.int32)
-        return extend(weights, state, probes.at(output.hidden, order), tokens, num_text)
+        text = mine & ~image
+        order = jnp.argsort(~text, axis=1, stable=True)
+        features, tokens = (probes.at(rows, order) for rows in (output.hidden, tokens[:, 1:]))
+        num_text = text.sum(1, dtype=jnp.int32)
+        return _extend(bound, weights, state, features, tokens, num_text)
 
     def propose(weights, state, request, canvas, view):
         del view
@@ -130,7 +105,7 @@ def make(config: Config, models: Models) -> Drafter:
         cached = model.cache.read(state.past.cache)
         said = own.states(weights.heads, state.past.last, program, cached)[:, 0, :num]
         place = canvas.length[:, None] + 1 + jnp.arange(num, dtype=jnp.int32)
-        drafts = guess.tokens(request, target.logits(weights.target, said), place)
+        drafts = guess.tokens(request, model.target.logits(weights.target, said), place)
         return chain.propose(canvas, drafts, jnp.ones_like(drafts, bool)), state
 
     def update(weights, state, request, canvas, proposal, verdict, output):
@@ -138,13 +113,60 @@ def make(config: Config, models: Models) -> Drafter:
         features = probes.at(output.hidden, verdict.path)
         num_new = canvas.length - state.length
         state = dataclasses.replace(state, length=canvas.length)
-        return extend(weights, state, features, verdict.tokens, num_new)
+        return _extend(bound, weights, state, features, verdict.tokens, num_new)
 
     return Drafter(
         init=init,
         absorb=absorb,
         propose=propose,
         update=update,
-        taps=("embed",) if images else (),
+        taps=("embed",) if bound.num_queries else (),
         max_depth=num,
     )
+
+
+def _start(bound: _Bound, weights, canvas) -> State:
+    """The state before the prompts."""
+    (batch, slots), model, num = canvas.tokens.shape, bound.model, bound.num_queries
+    width, dtype = model.config.hidden_size, weights.target["embed"]["embedding"].dtype
+    past = own_cache.Past(
+        cache=own_cache.empty(model, bound.own.pairs.config, batch, slots + num),
+        last=jnp.zeros((batch, 1, width), dtype),
+        num_rows=jnp.where(_has_image(bound, canvas), num, 0).astype(jnp.int32),
+    )
+    pool = flash_sd.no_image(batch, num, width) if num else None
+    # A copy: states are donated, and the canvas is not.
+    return State(past=past, pool=pool, length=jnp.array(canvas.length))
+
+
+def _has_image(bound: _Bound, canvas) -> Bool[Array, "B"]:
+    """Prompts some of whose tokens stand for an image."""
+    if bound.shape.image_token is None:
+        return jnp.zeros(canvas.length.shape, bool)
+    inside = jnp.arange(canvas.tokens.shape[1]) < canvas.length[:, None]
+    return ((canvas.tokens == bound.shape.image_token) & inside).any(1)
+
+
+def _look(bound: _Bound, weights, state: State, canvas, output, image) -> State:
+    """The image with more of its rows, and what it is mixed to in the cache."""
+    params, embedded, own = weights.heads, output.taps["embed"], bound.own
+    assert state.pool is not None
+    pool = state.pool.add(params["queries"], embedded, output.hidden, image)
+    x = own.pairs.enter(params, *(part.astype(embedded.dtype) for part in pool.read()))
+    place = jnp.arange(bound.num_queries, dtype=jnp.int32)
+    rows = own.pairs.rows(params, x, jnp.broadcast_to(place, x.shape[:2]))
+    # Rows of the batch without an image keep their text: theirs go behind all that is seen.
+    start = jnp.where(_has_image(bound, canvas), 0, canvas.tokens.shape[1])
+    cache = bound.model.cache.write(state.past.cache, rows, start)
+    past = dataclasses.replace(state.past, cache=cache)
+    return dataclasses.replace(state, past=past, pool=pool)
+
+
+def _extend(bound: _Bound, weights, state: State, features, tokens, num_new) -> State:
+    """The state with rows of text: states, and the tokens that follow them."""
+    target, pairs = bound.model.target, bound.own.pairs
+    assert target.embed is not None
+    x = pairs.enter(weights.heads, target.embed(weights.target, tokens), features)
+    rows = pairs.rows(weights.heads, x, own_cache.positions(state.past, tokens.shape[1]))
+    past = own_cache.append(bound.model, state.past, x, rows, num_new)
+    return dataclasses.replace(state, past=past)
