@@ -71,6 +71,7 @@ STRICT: dict[str, dict[str, Any]] = {
     "bild": {"rollback": 0.0},
     "judge": {"threshold": 1.0},
     "reflective": {"alpha": 0.0},
+    "lexical": {"verify": True, "min_prob": 0.0},
     "superposed": {"num_texts": 1, "alpha": 0.0},
     "aged": {"max_corrections": None},
 }

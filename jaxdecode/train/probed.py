@@ -51,7 +51,14 @@ class Laid:
         return jax.vmap(lambda row, i: row[jnp.minimum(i, len(row) - 1)])(rows, index)
 
 
-def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) -> Laid:
+def lay(
+    batch: Batch,
+    key: Array,
+    *,
+    num_probes: int,
+    num_places: int | None,
+    counts: Shaped[Array, "B T k"] | None = None,
+) -> Laid:
     """The batch with probes behind it.
 
     Args:
@@ -59,25 +66,40 @@ def lay(batch: Batch, key: Array, *, num_probes: int, num_places: int | None) ->
         key: PRNG key of the places.
         num_probes: k, probes of a place.
         num_places: P, places of a row that are probed; None probes all.
+        counts: which probes of a token are asked anything; None for all.
     """
-    return lay_at(batch, choose(batch, key, num_places), num_probes)
+    _, weight = ahead(batch, 2)
+    if counts is not None:
+        weight = weight * counts[..., 0]
+    return lay_at(batch, choose(weight, key, num_places), num_probes, counts)
 
 
-def choose(batch: Batch, key: Array, num_places: int | None) -> Int[Array, "B P"]:
-    """Places to probe; None is all. Those whose first guess counts come first, in random order."""
-    num_rows, size = batch.tokens.shape
+def choose(weight: Float[Array, "B T"], key: Array, num_places: int | None) -> Int[Array, "B P"]:
+    """Places of every row, in random order those with weight first.
+
+    Args:
+        weight: of what is asked at each place.
+        key: PRNG key.
+        num_places: how many of a row; None takes all, in order.
+    """
+    num_rows, size = weight.shape
     if num_places is None or num_places >= size:
         return jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (num_rows, size))
-    _, weight = ahead(batch, 2)
     score = jax.random.uniform(key, (num_rows, size)) + (weight > 0)
     return jax.lax.top_k(score, num_places)[1].astype(jnp.int32)
 
 
-def lay_at(batch: Batch, places: Int[Array, "B P"], num_probes: int) -> Laid:
+def lay_at(
+    batch: Batch,
+    places: Int[Array, "B P"],
+    num_probes: int,
+    counts: Shaped[Array, "B T k"] | None = None,
+) -> Laid:
     """The batch with probes behind these places; a place may be there several times."""
     num_rows, size = batch.tokens.shape
     guesses = [ahead(batch, j + 2) for j in range(num_probes)]
     wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*guesses, strict=True))
+    weight = weight if counts is None else weight * counts
 
     number = jnp.arange(num_probes, dtype=jnp.int32)
     shape = (num_rows, places.shape[1], num_probes)

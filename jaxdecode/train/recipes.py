@@ -109,4 +109,31 @@ RECIPES = {
         source="arXiv:2501.19309",
         summary="a linear head that tells good tokens from mistakes, by the target's state",
     ),
+    "dflash": Recipe(
+        objective="dflash",
+        heads="dflash",
+        method="dflash",
+        source="arXiv:2602.06036",
+        summary="a drafter that guesses a block at once, conditioned on layers of the target",
+    ),
+    "falcon": Recipe(
+        objective="falcon",
+        heads="falcon",
+        method="falcon",
+        source="arXiv:2412.12639",
+        summary="a drafter of states in blocks, with glances at the answers",
+    ),
+    "lud": Recipe(
+        objective="lud",
+        method="lud",
+        source="arXiv:2405.15208",
+        summary="the target learns to finish lexical units at pads",
+    ),
+    "flash_sd": Recipe(
+        objective="flash_sd",
+        heads="flash_sd",
+        method="flash_sd",
+        source="arXiv:2505.12728",
+        summary="a drafter of states, several from one row, and queries that mix images",
+    ),
 }

@@ -9,6 +9,7 @@ import pytest
 import jaxdecode as jd
 from jaxdecode.errors import CorruptCheckpointError, DestinationExistsError, InputError
 from jaxdecode.evals import toys as smallest
+from jaxdecode.models import kv_heads
 from tests import toys
 
 
@@ -92,3 +93,18 @@ def test_methods_and_heads_must_belong_together(heads):
         jd.generate(lm, [1], method="ar", heads=heads)
     with pytest.raises(InputError, match="not a folder with trained heads"):
         jd.generate(lm, [1], method="medusa", heads="nowhere")
+
+
+@pytest.mark.parametrize("kind", ["falcon", "mtp_future"])
+def test_layers_of_heads_follow_a_target_whose_kv_heads_are_repeated(kind):
+    """As they are where the target is split over more devices than it has KV heads."""
+    lm = toys.model()
+    repeated = kv_heads.repeat_config(lm.config, 2)
+    heads = smallest.heads(kind, lm)
+    fitted = jd.api.head_files.fitting(heads, repeated, np.float32)
+    for name, leaf in jd.api.head_files.flattened(heads.params).items():
+        found = jd.api.head_files.flattened(fitted.params)[name]
+        if "attn/qkv/" in name and not name.endswith("/a"):
+            leaf = kv_heads.repeat_array(".attn.qkv.", leaf, 2)
+            assert found.shape[-3:-1] == (4, 3)
+        np.testing.assert_array_equal(found, leaf)

@@ -16,6 +16,7 @@ import jaxdecode as jd
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert.heads import Heads
 from jaxdecode.core.protocols import HeadSpec, Models, Weights
+from jaxdecode.evals import toys as smallest
 from jaxdecode.train.objective import Batch
 from jaxdecode.train.recipes import RECIPES
 from tests import toys
@@ -37,6 +38,12 @@ def objective(recipe: str, *, shape=None, lm=None, **settings):
     module = importlib.import_module(f"jaxdecode.train.objectives.{line.objective}")
     models = Models(lm.bound, draft and draft.bound, spec)
     return module.make(module.Config(**{**line.options, **settings}), models), spec
+
+
+def random_heads(kind: str, sizes, lm=None) -> Heads:
+    """Heads of these sizes for a toy, moved away from where training begins."""
+    spec = HeadSpec(kind, head_files.shape_of(kind, sizes))
+    return smallest.random_heads(spec, lm or toys.model())
 
 
 @functools.lru_cache
@@ -129,6 +136,7 @@ def passes(
     num_new=48,
     blind=0,
     prompt=0,
+    lm=None,
     **options,
 ):
     """Trains on one text; whether every draft of the loop is then accepted as a whole.
@@ -143,12 +151,13 @@ def passes(
         num_new: tokens of the text beyond the prompt.
         blind: steps at the start in which there cannot be a draft.
         prompt: tokens at the start that do not count in training.
+        lm: the target; a toy by default, whose text has places where two tokens are nearly as good.
         **options: of the method.
     """
-    answer = text(num_new)
-    target, given = trained(
-        recipe, steps=steps, lr=lr, shape=shape, settings=settings, num_new=num_new, prompt=prompt
-    )
+    lm = lm or toys.model()
+    answer = text(num_new, lm)
+    asked = {"steps": steps, "lr": lr, "num_new": num_new, "prompt": prompt}
+    target, given = trained(recipe, shape=shape, settings=settings, lm=lm, **asked)
     num_whole = (len(answer) - blind) // (depth + 1)
     asked = {"max_new_tokens": blind + num_whole * (depth + 1)} | given | options
     out = jd.generate(target, PROMPT, **asked)
@@ -158,10 +167,10 @@ def passes(
 
 
 @functools.cache
-def _trained(recipe, steps, lr, shape, settings, num_new, prompt):
-    lm, draft = toys.model(), draft_of(recipe)
-    made, spec = objective(recipe, shape=dict(shape), **dict(settings))
-    data = batch([PROMPT + text(num_new)], prompt)
+def _trained(recipe, steps, lr, shape, settings, num_new, prompt, lm):
+    draft = draft_of(recipe)
+    made, spec = objective(recipe, shape=dict(shape), lm=lm, **dict(settings))
+    data = batch([PROMPT + text(num_new, lm)], prompt)
     params, _ = train(made, lm, data, steps=steps, lr=lr, draft=draft)
     found, given = made.export(params, lm.params), {"method": RECIPES[recipe].method}
     if found.heads is not None:
@@ -174,7 +183,9 @@ def _trained(recipe, steps, lr, shape, settings, num_new, prompt):
     return target, given
 
 
-def trained(recipe, *, steps=300, lr=1e-2, shape=None, settings=None, num_new=48, prompt=0):
+def trained(
+    recipe, *, steps=300, lr=1e-2, shape=None, settings=None, num_new=48, prompt=0, lm=None
+):
     """The target after training on one text, and what else decodes; as keywords of `generate`."""
     frozen = [tuple(sorted((part or {}).items())) for part in (shape, settings)]
-    return _trained(recipe, steps, lr, *frozen, num_new, prompt)
+    return _trained(recipe, steps, lr, *frozen, num_new, prompt, lm or toys.model())

@@ -68,7 +68,7 @@ def make(config: Config, models: Models) -> Objective:
     def loss(params, target_params, batch, key):
         frozen = jax.lax.stop_gradient(target_params)
         where, which = jax.random.split(key)
-        places = probed.choose(batch, where, config.num_places)
+        places = probed.choose(ahead(batch, 2)[1], where, config.num_places)
         laid = probed.lay_at(batch, places, window)
         iterates = trajectory(target, frozen, batch, laid)
         guess, left = draw(iterates, which)

@@ -58,7 +58,7 @@ def make(config: Config, models: Models) -> Objective:
     def loss(params, target_params, batch, key):
         frozen = jax.lax.stop_gradient(target_params)
         where, what = jax.random.split(key)
-        laid = probed.lay_at(batch, probed.choose(batch, where, config.num_places), 1)
+        laid = probed.lay_at(batch, probed.choose(ahead(batch, 2)[1], where, config.num_places), 1)
         said, counts = (probed.taken(array, laid.places) for array in ahead(batch, 1))
         before = probed.taken(whole.states_of(model, frozen, batch), laid.places)
         keys = jax.random.key_data(jax.random.split(what, said.shape))
