@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from jaxdecode import api, options, resolve
 from jaxdecode import engine as engines
 from jaxdecode.convert.tokenizer import load_tokenizer
+from jaxdecode.core import loop
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import DraftWeights, Models, Weights
 from jaxdecode.core.registry import METHODS
@@ -133,9 +134,9 @@ def drafted(lm: api.LanguageModel, name: str, draft: api.LanguageModel, maps=(),
     return engines.Engine(model=_bound(lm), method=chosen, weights=params)
 
 
-def built(lm: api.LanguageModel, name: str) -> engines.Engine:
+def built(lm: api.LanguageModel, name: str, **asked) -> engines.Engine:
     """What runs a registry line, with the helpers it needs."""
-    given = helpers(name)
+    given = helpers(name, lm) | asked
     parts = [given.pop(part, None) for part in ("draft", "heads")]
     _, choice = resolve.split(name, given)
     made = api._engine(lm, choice, *parts)
@@ -143,6 +144,15 @@ def built(lm: api.LanguageModel, name: str) -> engines.Engine:
     if drafter.price is not None:
         made.weights = drafter.price(made.weights, np.ones(len(drafter.widths)))
     return made
+
+
+def after_steps(made: engines.Engine, num_steps: int, prompts):
+    """The state after some steps at temperature 0.9."""
+    chosen = options.Options(max_new_tokens=40, temperature=0.9)
+    asked = request(model(), chosen, prompts)
+    state = engines.prefilled(made, asked, prompts, 40)
+    run = functools.partial(loop.run, target=made.model.target, method=made.method)
+    return run(made.weights, asked, state, jnp.int32(num_steps))
 
 
 def drawn(name: str) -> dict:

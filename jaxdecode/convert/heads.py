@@ -27,7 +27,7 @@ from jaxdecode.errors import (
     UnknownNameError,
     near_matches,
 )
-from jaxdecode.models import decoder
+from jaxdecode.models import decoder, kv_heads
 from jaxdecode.models.config import ModelConfig
 
 FORMAT = "jaxdecode-heads"
@@ -213,7 +213,9 @@ def fitting(heads: Heads, config: ModelConfig, dtype: Any) -> Heads:
                 f"the heads ({heads.spec.kind}) were trained on {heads.target.get('name')!r} with "
                 f"{field} {have}, but the target has {want}; train heads for this model."
             )
-    _check_sizes(heads, config)
+    wanted = _sizes(heads.spec, config)
+    heads = dataclasses.replace(heads, params=_repeated(heads.params, wanted))
+    _check_sizes(heads, wanted)
 
     def cast(leaf: Any) -> Any:
         array = jnp.asarray(leaf)
@@ -222,12 +224,29 @@ def fitting(heads: Heads, config: ModelConfig, dtype: Any) -> Heads:
     return dataclasses.replace(heads, params=jax.tree.map(cast, heads.params))
 
 
-def _check_sizes(heads: Heads, config: ModelConfig) -> None:
+def _sizes(spec: HeadSpec, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     def fresh() -> Any:
         key = jax.random.key(0)
-        return initial(heads.spec, config, key, decoder.init_params(config, key))
+        return initial(spec, config, key, decoder.init_params(config, key))
 
-    wanted = {name: leaf.shape for name, leaf in flattened(jax.eval_shape(fresh)).items()}
+    return {name: leaf.shape for name, leaf in flattened(jax.eval_shape(fresh)).items()}
+
+
+def _repeated(params: Any, wanted: Mapping[str, tuple[int, ...]]) -> Any:
+    """The parameters with KV heads of layers of their own repeated where the target's are."""
+
+    def fit(name: str, leaf: Any) -> Any:
+        have, want = np.shape(leaf), wanted.get(name, ())
+        if "attn/qkv/" not in name or len(have) != len(want) or len(have) < 3:
+            return leaf
+        copies, rest = divmod(want[-3], have[-3])
+        fits = copies > 1 and rest == 0 and (have[-2] - 2) % copies == 0
+        return kv_heads.repeat_array(".attn.qkv.", leaf, copies) if fits else leaf
+
+    return nested({name: fit(name, leaf) for name, leaf in flattened(params).items()})
+
+
+def _check_sizes(heads: Heads, wanted: Mapping[str, tuple[int, ...]]) -> None:
     got = {name: np.shape(leaf) for name, leaf in flattened(heads.params).items()}
     for name in sorted(wanted.keys() | got.keys()):
         if wanted.get(name) != got.get(name):

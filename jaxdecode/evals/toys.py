@@ -72,7 +72,11 @@ def _random(built: ModelConfig, seed: int, sharpness: float) -> Any:
 @functools.lru_cache
 def heads(kind: str, lm: api.LanguageModel) -> Heads:
     """Random heads of a kind for a toy: wrong most of the time, as an adversary's."""
-    spec = HeadSpec(kind, head_files.module_of(kind).Shape())
+    return random_heads(HeadSpec(kind, head_files.module_of(kind).Shape()), lm)
+
+
+def random_heads(spec: HeadSpec, lm: api.LanguageModel) -> Heads:
+    """Random heads of a kind and shape."""
     params = head_files.initial(spec, lm.config, jax.random.key(0), lm.params)
     flat, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(flat))

@@ -58,7 +58,7 @@ def test_sampled_tokens_are_those_of_the_slow_reference(name):
 
 def check_tokens(name, model, law):
     lm = toys.model(model)
-    out = jd.generate(lm, PROMPTS, method=name, max_new_tokens=12, **(law | toys.helpers(name)))
+    out = jd.generate(lm, PROMPTS, method=name, max_new_tokens=12, **(law | toys.helpers(name, lm)))
     assert out.tokens == [slow_reference(lm, prompt, 12, **law) for prompt in PROMPTS]
 
 

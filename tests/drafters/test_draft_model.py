@@ -8,8 +8,6 @@ import pytest
 
 import jaxdecode as jd
 from jaxdecode import engine as engines
-from jaxdecode import options
-from jaxdecode.core import loop
 from jaxdecode.errors import InputError
 from jaxdecode.trees import draft_lm
 from tests import toys
@@ -20,17 +18,7 @@ LAW = {"temperature": 0.9, "seed": 3}
 
 
 def after_steps(engine, num_steps, prompts=PROMPTS):
-    chosen = options.Options(max_new_tokens=40, temperature=0.9)
-    request = toys.request(toys.model(), chosen, prompts)
-    state = engines.prefilled(engine, request, prompts, 40)
-    return loop.run(
-        engine.weights,
-        request,
-        state,
-        jnp.int32(num_steps),
-        target=engine.model.target,
-        method=engine.method,
-    )
+    return toys.after_steps(engine, num_steps, prompts)
 
 
 def worst_row(state, draft) -> float:

@@ -16,6 +16,7 @@ import jaxdecode as jd
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert.heads import Heads
 from jaxdecode.core.protocols import HeadSpec, Models, Weights
+from jaxdecode.evals import toys as smallest
 from jaxdecode.train.objective import Batch
 from jaxdecode.train.recipes import RECIPES
 from tests import toys
@@ -32,6 +33,12 @@ def objective(recipe: str, *, shape=None, lm=None, **settings):
     module = importlib.import_module(f"jaxdecode.train.objectives.{line.objective}")
     models = Models(lm.bound, None, spec)
     return module.make(module.Config(**{**line.options, **settings}), models), spec
+
+
+def random_heads(kind: str, sizes, lm=None) -> Heads:
+    """Heads of these sizes for a toy, moved away from where training begins."""
+    spec = HeadSpec(kind, head_files.shape_of(kind, sizes))
+    return smallest.random_heads(spec, lm or toys.model())
 
 
 @functools.lru_cache
@@ -92,6 +99,7 @@ def passes(
     num_new=48,
     blind=0,
     prompt=0,
+    lm=None,
     **options,
 ):
     """Trains on one text; whether every draft of the loop is then accepted as a whole.
@@ -106,11 +114,12 @@ def passes(
         num_new: tokens of the text beyond the prompt.
         blind: steps at the start in which there cannot be a draft.
         prompt: tokens at the start that do not count in training.
+        lm: the target; a toy by default, whose text has places where two tokens are nearly as good.
         **options: of the method.
     """
-    lm, line = toys.model(), RECIPES[recipe]
-    made, spec = objective(recipe, shape=shape, **(settings or {}))
-    answer = text(num_new)
+    lm, line = lm or toys.model(), RECIPES[recipe]
+    made, spec = objective(recipe, shape=shape, lm=lm, **(settings or {}))
+    answer = text(num_new, lm)
     params, _ = train(made, lm, batch([PROMPT + answer], prompt), steps=steps, lr=lr)
     found = made.export(params, lm.params)
     num_whole = (len(answer) - blind) // (depth + 1)
