@@ -264,4 +264,18 @@ METHODS = {
         summary="states of tokens ahead, made from a candidate's own, enter half way up the target",
         heads="hidden_transfer",
     ),
+    "hydra": Entry(
+        drafter="hydra",
+        tree="static",
+        source="arXiv:2402.05109",
+        summary="heads on the last hidden state that also read the drafts before theirs",
+        heads="hydra",
+    ),
+    "hydra_pp": Entry(
+        drafter="hydra_pp",
+        tree="static",
+        source="arXiv:2402.05109",
+        summary="Hydra heads behind a layer that attends over the states of the whole text",
+        heads="hydra_pp",
+    ),
 }

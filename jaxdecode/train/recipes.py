@@ -56,4 +56,18 @@ RECIPES = {
         source="arXiv:2404.12022",
         summary="matrices that turn a state into those of the tokens ahead, by the target's law",
     ),
+    "hydra": Recipe(
+        objective="hydra",
+        heads="hydra",
+        method="hydra",
+        source="arXiv:2402.05109",
+        summary="heads that read the tokens before theirs, by the tokens of the text",
+    ),
+    "hydra_pp": Recipe(
+        objective="hydra_pp",
+        heads="hydra_pp",
+        method="hydra_pp",
+        source="arXiv:2402.05109",
+        summary="a prefix layer and deeper heads, by the target's own law",
+    ),
 }
