@@ -278,4 +278,21 @@ METHODS = {
         summary="Hydra heads behind a layer that attends over the states of the whole text",
         heads="hydra_pp",
     ),
+    "clover2": Entry(
+        drafter="clover2",
+        tree="dynamic",
+        source="arXiv:2408.00264",
+        summary="a state that takes in each drafted token, and a tree of the best paths",
+        heads="clover2",
+    ),
+    "medusa_typical": Entry(
+        drafter="medusa",
+        tree="static",
+        verifier="typical",
+        level="L3",
+        source="arXiv:2401.10774",
+        tier="lab",
+        summary="Medusa's heads, and drafts that the target finds likely enough",
+        heads="medusa",
+    ),
 }

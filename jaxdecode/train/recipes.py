@@ -70,4 +70,11 @@ RECIPES = {
         source="arXiv:2402.05109",
         summary="a prefix layer and deeper heads, by the target's own law",
     ),
+    "clover2": Recipe(
+        objective="clover2",
+        heads="clover2",
+        method="clover2",
+        source="arXiv:2408.00264",
+        summary="a state that takes in tokens, by the tokens of the text and the target's states",
+    ),
 }
