@@ -295,4 +295,11 @@ METHODS = {
         summary="Medusa's heads, and drafts that the target finds likely enough",
         heads="medusa",
     ),
+    "clover": Entry(
+        drafter="clover",
+        tree="static",
+        source="arXiv:2405.00263",
+        summary="heads that hand a state from one to the next, with the tokens drafted so far",
+        heads="clover",
+    ),
 }

@@ -9,14 +9,15 @@ Source: arXiv:2402.05109; differs: the layer adds nothing before it is trained.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.core.protocols import Drafter, Models
+from jaxdecode.core.protocols import Drafter, Models, Weights
 from jaxdecode.drafters import hydra
 from jaxdecode.heads import hydra_pp
-from jaxdecode.trees import own_cache, probes, ranked
+from jaxdecode.trees import own_cache, probes, ranked, static
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,21 @@ class Config(hydra.Config):
 
 def make(config: Config, models: Models) -> Drafter:
     """The drafter; its state is the past of the prefix layer."""
-    model, tree = models.target, hydra.tree_of(config, models)
+    tree = hydra.tree_of(config, models)
+    return behind(models, tree, lambda weights: hydra.scoring(models, weights))
+
+
+def behind(
+    models: Models, tree: static.StaticTree, scoring: Callable[[Weights], ranked.Score]
+) -> Drafter:
+    """A drafter whose heads stand behind a prefix layer.
+
+    Args:
+        models: the target and the heads, among whose parameters the layer is `prefix`.
+        tree: what they fill.
+        scoring: scores a level's nodes; the root is told what the layer says of the last row.
+    """
+    model = models.target
     prefix = hydra_pp.bind(model.config, model.kv_dtype)
 
     def init(weights, request, canvas, view, memory):
@@ -54,7 +69,7 @@ def make(config: Config, models: Models) -> Drafter:
         program = MaskProgram(cached=last, positions=last[:, None], num_new=jnp.ones_like(last))
         cached = model.cache.read(state.cache)
         read = prefix.states(weights.heads, state.last, program, cached)[:, 0]
-        return ranked.propose(tree, canvas, read, hydra.scoring(models, weights)), state
+        return ranked.propose(tree, canvas, read, scoring(weights)), state
 
     def update(weights, state, request, canvas, proposal, verdict, output):
         del request, proposal

@@ -17,7 +17,7 @@ from jaxdecode import checks
 from jaxdecode.core import ops
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows
-from jaxdecode.models import decoder, extra, residual
+from jaxdecode.models import decoder, extra, layout, residual
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.layers import RMSNorm
 
@@ -117,7 +117,7 @@ def bind(shape: Shape, config: ModelConfig, kv_dtype: Any) -> Parts:
 def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:
     """Parameters before training: copies of the target's last layer and its final norm."""
     width, keys = config.hidden_size, jax.random.split(key, 2)
-    layers = target["layers"]
+    layers = layout.without_copies(target)["layers"]
     layers = layers if isinstance(layers, list | tuple) else decoder.unstack(layers)
     last = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), layers[-1])
     params: dict[str, Any] = {f"layer.{i}": last for i in range(shape.num_layers)}

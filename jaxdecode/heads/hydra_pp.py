@@ -19,7 +19,7 @@ from jaxdecode.models import extra
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.layers import RMSNorm
 
-__all__ = ["Prefix", "Shape", "bind", "init", "logits"]
+__all__ = ["Prefix", "Shape", "bind", "init", "init_prefix", "logits"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,13 @@ def bind(config: ModelConfig, kv_dtype: Any) -> Prefix:
 
 
 def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:
-    """Parameters before training: a prefix layer that adds nothing to the states."""
+    """Parameters before training."""
+    return hydra.init(shape, config, key, target) | {"prefix": init_prefix(config, key)}
+
+
+def init_prefix(config: ModelConfig, key: Array) -> dict[str, Any]:
+    """Parameters of a prefix layer that adds nothing to the states."""
     layer = extra.init_block(extra.like(config), key)
     for part, name in (("attn", "o"), ("mlp", "down")):
         layer[part][name] = jax.tree.map(jnp.zeros_like, layer[part][name])
-    norm = {"scale": jnp.full(config.hidden_size, 1.0 - config.norm_offset)}
-    heads = hydra.init(shape, config, key, target)
-    return heads | {"prefix": {"layer": layer, "norm": norm}}
+    return {"layer": layer, "norm": {"scale": jnp.full(config.hidden_size, 1 - config.norm_offset)}}

@@ -77,4 +77,11 @@ RECIPES = {
         source="arXiv:2408.00264",
         summary="a state that takes in tokens, by the tokens of the text and the target's states",
     ),
+    "clover": Recipe(
+        objective="clover",
+        heads="clover",
+        method="clover",
+        source="arXiv:2405.00263",
+        summary="a layer and heads that hand on a state, by the tokens of the text",
+    ),
 }

@@ -19,6 +19,10 @@ from jaxdecode.train import features, losses
 from jaxdecode.train.objective import Objective, Start, ahead, heads_only, program
 from jaxdecode.train.objectives.medusa import combine
 
+# (params, head, what the head before left [N, ...], the token before its guess as an embedding
+# [N, D], the target's head) -> (scores [N, V], what it leaves to the next)
+Step = Callable[..., tuple[Any, Any]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -49,12 +53,33 @@ def make(config: Config, models: Models) -> Objective:
     def init(key, weights):
         return Start(hydra.init(shape, model.config, key, weights.target))
 
-    loss = loss_of(config, models, lambda params, hidden, program: hidden)
+    loss = loss_of(config, models, lambda params, hidden, program: hidden, step_of(models))
     return Objective(init=init, loss=loss, export=heads_only)
 
 
-def loss_of(config: Config, models: Models, read: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss of heads that read `read(params, target's states, mask program)`."""
+def step_of(models: Models) -> Step:
+    """A step of Hydra heads: a head leaves to the next all that it read."""
+    assert models.heads is not None
+    shape = models.heads.shape
+
+    def step(params, head, told, row, target_logits):
+        inputs = jnp.concatenate([told.astype(row.dtype), row], axis=-1)
+        return hydra.logits(shape, params, head, inputs, target_logits), inputs
+
+    return step
+
+
+def loss_of(
+    config: Config, models: Models, read: Callable[..., Any], step: Step
+) -> Callable[..., Any]:
+    """The loss of heads that read one token after another.
+
+    Args:
+        config: settings.
+        models: the target and the heads.
+        read: (params, the target's states, mask program) -> what the first head is told.
+        step: a head's scores.
+    """
     assert models.heads is not None and models.target.target.embed is not None
     target, shape = models.target.target, models.heads.shape
     embed, places = models.target.target.embed, range(shape.num_heads)
@@ -71,13 +96,11 @@ def loss_of(config: Config, models: Models, read: Callable[..., Any]) -> Callabl
         later = jnp.stack([features.shift(hidden, k + 1) for k in places], 2)
 
         def per_token(state, seen, later, wanted):
-            inputs, scores = state, []
+            told, scores = state, []
             for k in places:
                 row = embed(frozen, seen[:, None, k])[:, 0]
-                inputs = jnp.concatenate([inputs.astype(row.dtype), row], axis=-1)
-                scores.append(
-                    hydra.logits(shape, params, k, inputs, lambda x: target.logits(frozen, x))
-                )
+                own, told = step(params, k, told, row, lambda x: target.logits(frozen, x))
+                scores.append(own)
             scores = jnp.stack(scores, 1)
             errors = config.token_weight * losses.cross_entropy(scores, wanted)
             if config.law_weight:

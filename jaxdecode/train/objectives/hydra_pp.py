@@ -36,5 +36,5 @@ def make(config: Config, models: Models) -> Objective:
     def init(key, weights):
         return Start(hydra_pp.init(shape, model.config, key, weights.target))
 
-    loss = hydra.loss_of(config, models, prefix.states)
+    loss = hydra.loss_of(config, models, prefix.states, hydra.step_of(models))
     return Objective(init=init, loss=loss, export=heads_only)
