@@ -84,4 +84,11 @@ RECIPES = {
         source="arXiv:2405.00263",
         summary="a layer and heads that hand on a state, by the tokens of the text",
     ),
+    "medusa2": Recipe(
+        objective="medusa2",
+        heads="medusa",
+        method="medusa",
+        source="arXiv:2401.10774",
+        summary="Medusa heads and their target, which learn together (Medusa-2)",
+    ),
 }
