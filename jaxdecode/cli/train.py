@@ -104,7 +104,8 @@ class Train:
             )
         heads = "" if config.line.heads is None else f" --heads {made.folder}"
         draft = f" --draft {made.checkpoint}" if config.line.draft else ""
-        model = config.target if heads or draft else made.checkpoint
+        own = made.folder / "model"
+        model = own if own.is_dir() and not draft else config.target
         note(
             f"try: jaxdecode generate --model {model} --method {config.line.method}{heads}{draft} "
             '--message "..."'

@@ -36,7 +36,7 @@ _TENSORS = "heads.safetensors"
 # Where a training run keeps them inside its own folder.
 HEADS_FOLDER = "heads"
 # What a target must have in common with the one that heads were trained on.
-_TARGET_FIELDS = ("vocab_size", "num_layers", "hidden_size")
+_TARGET_FIELDS = ("vocab_size", "num_layers", "hidden_size", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,9 +13,8 @@ ours.
 import dataclasses
 
 from jaxdecode.core.protocols import Drafter, Models
-from jaxdecode.drafters.medusa import tree_of
 from jaxdecode.heads import hidden_transfer
-from jaxdecode.trees import chain, injected, probes, static
+from jaxdecode.trees import chain, injected, probes, ranked, static
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def make(config: Config, models: Models) -> Drafter:
     assert models.heads is not None
     shape, model = models.heads.shape, models.target
     num = shape.num_probes
-    tree = tree_of(config.tree, config.num_draft, depth=num)
+    tree = ranked.tree_of(config.tree, config.num_draft, depth=num)
     table = probes.tables(probes.full(tree, num))
     layers = hidden_transfer.layers_of(shape, model.config.num_layers)
 

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 
 from jaxdecode.core.protocols import Drafter, Models
 from jaxdecode.core.types import Proposal
-from jaxdecode.errors import InputError
 from jaxdecode.heads import medusa
 from jaxdecode.sampling.top import top_ids
-from jaxdecode.trees import chain, features, static
+from jaxdecode.trees import chain, features, ranked, static
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def make(config: Config, models: Models) -> Drafter:
     """The drafter; its state is the target's hidden state before the pending token."""
     assert models.heads is not None
     shape, target = models.heads.shape, models.target.target
-    tree = tree_of(config.tree, config.num_draft, depth=shape.num_heads)
+    tree = ranked.tree_of(config.tree, config.num_draft, depth=shape.num_heads)
 
     def propose(weights, state, request, canvas, view):
         del request, view
@@ -66,20 +65,3 @@ def make(config: Config, models: Models) -> Drafter:
         widths=(1, tree.num_nodes),
         max_depth=tree.max_depth,
     )
-
-
-def tree_of(name: str | None, num_draft: int | None, *, depth: int) -> static.StaticTree:
-    """The tree that heads which guess `depth` tokens ahead fill.
-
-    Raises:
-        InputError: the tree that was asked for is deeper.
-    """
-    tree = static.load(name or "medusa_63")
-    if name is None:
-        tree = tree.up_to(depth)
-    if tree.max_depth > depth:
-        raise InputError(
-            f"tree {name!r} is {tree.max_depth} tokens deep, but the heads guess {depth} tokens; "
-            "take a flatter tree, or train more heads."
-        )
-    return tree if num_draft is None else tree.first(min(num_draft, len(tree.paths)))

@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from jaxdecode.convert.atomic import atomic_directory
 from jaxdecode.convert.heads import Heads, flattened, nested, shape_of
-from jaxdecode.convert.published import medusa
+from jaxdecode.convert.published import hydra, medusa
 from jaxdecode.convert.published.layout import Layout
 from jaxdecode.convert.safetensors import read_json, refuse_pickle
 from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.errors import CorruptCheckpointError, InputError, UnsupportedError
 
-LAYOUTS: tuple[Layout, ...] = (medusa.LAYOUT,)
+LAYOUTS: tuple[Layout, ...] = (medusa.LAYOUT, hydra.LAYOUT, hydra.PREFIX)
 
 
 def recognise(path: Path) -> Layout | None:
@@ -47,7 +47,8 @@ def read(path: Path) -> Heads:
     spec = HeadSpec(layout.kind, shape_of(layout.kind, layout.sizes(config, tensors)))
     codecs = layout.codecs(spec.shape, config, tensors)
     wanted = {name for codec in codecs.values() for name in codec.names}
-    unknown, missing = sorted(tensors.keys() - wanted), sorted(wanted - tensors.keys())
+    unknown = sorted(name for name in tensors.keys() - wanted if not layout.ignored(name))
+    missing = sorted(wanted - tensors.keys())
     if unknown or missing:
         fault = f"lacks {missing[:4]}" if missing else f"has {unknown[:4]}, which have no place"
         raise CorruptCheckpointError(f"{path} {fault} in {layout.project}'s layout.")

@@ -34,6 +34,7 @@ class Layout(NamedTuple):
         codecs: (shape, config.json, tensors or None) -> our parameters by name. None when writing.
         target: (config.json, tensors) -> what is known of the model the heads are for.
         config: (shape, target) -> config.json.
+        ignored: (name) -> whether a tensor of theirs is one that nothing reads.
     """
 
     project: str
@@ -44,6 +45,7 @@ class Layout(NamedTuple):
     codecs: Callable[[Any, Mapping[str, Any], Tensors | None], dict[str, Codec]]
     target: Callable[[Mapping[str, Any], Tensors], dict[str, Any]]
     config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    ignored: Callable[[str], bool] = lambda name: False
 
 
 def same(name: str) -> Codec:
