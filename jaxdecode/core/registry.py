@@ -341,4 +341,26 @@ METHODS = {
         summary="heads that hand a state from one to the next, with the tokens drafted so far",
         heads="clover",
     ),
+    "eagle1": Entry(
+        drafter="eagle",
+        tree="static",
+        source="arXiv:2401.15077",
+        summary="a layer that goes on with the target's states, in a fixed tree",
+        heads="eagle",
+        options=MappingProxyType({"tree": "eagle_25"}),
+    ),
+    "eagle2": Entry(
+        drafter="eagle",
+        tree="dynamic",
+        source="arXiv:2406.16858",
+        summary="eagle1 in a tree that grows where the layer is surest",
+        heads="eagle",
+    ),
+    "eagle3": Entry(
+        drafter="eagle",
+        tree="dynamic",
+        source="arXiv:2503.01840",
+        summary="a layer that reads three depths of the target and has a head of its own",
+        heads="eagle3",
+    ),
 }

@@ -171,4 +171,25 @@ RECIPES = {
         source="arXiv:2401.10774",
         summary="Medusa heads and their target, which learn together (Medusa-2)",
     ),
+    "eagle1": Recipe(
+        objective="eagle",
+        heads="eagle",
+        method="eagle1",
+        source="arXiv:2401.15077",
+        summary="a layer on the target's states, by its next states and laws",
+    ),
+    "eagle2": Recipe(
+        objective="eagle",
+        heads="eagle",
+        method="eagle2",
+        source="arXiv:2406.16858",
+        summary="as eagle1, measured in a tree that grows where the layer is surest",
+    ),
+    "eagle3": Recipe(
+        objective="eagle3",
+        heads="eagle3",
+        method="eagle3",
+        source="arXiv:2503.01840",
+        summary="a layer on three depths of the target, trained on its own outputs",
+    ),
 }

@@ -183,7 +183,7 @@ class _Trainer:
             done += 1
             self.pending.append(found)
             if done % config.log.every == 0 or done == config.steps:
-                self._log(done, time.perf_counter() - since)
+                self._log(done, since)
                 since = time.perf_counter()
             measured = self.prompts and (done == config.steps or (every and done % every == 0))
             if measured:
@@ -208,8 +208,10 @@ class _Trainer:
         }
         self.checkpoints.save(done, state, place)
 
-    def _log(self, done: int, seconds: float) -> None:
+    def _log(self, done: int, since: float) -> None:
+        # Fetching waits for the steps, so the time is taken after it.
         found, self.pending = _floats(self.pending), []
+        seconds = time.perf_counter() - since
         line = {name: float(np.mean([x[name] for x in found])) for name in found[0]}
         if not math.isfinite(line["loss"]):
             last = self.checkpoints.latest()

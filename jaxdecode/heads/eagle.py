@@ -1,0 +1,158 @@
+"""EAGLE heads: one layer of the target's kind that goes on with the target's last hidden states.
+
+Row i joins the state of token i with token i + 1, and the layer's output stands for the state of
+token i + 1: the target's own head reads the token behind it. The layer has no norm before its
+attention (arXiv:2401.15077 section 3.2).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdecode.core.attention import XLA, View
+from jaxdecode.core.masks import MaskProgram
+from jaxdecode.core.protocols import Rows, Target, TargetOutput
+from jaxdecode.models import decoder, extra, layout
+from jaxdecode.models.config import ModelConfig
+from jaxdecode.models.layers import Attention, GatedMLP, RMSNorm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes: those of the target."""
+
+
+class Layer(NamedTuple):
+    """A layer whose attention may read wider rows than it adds to; hashable.
+
+    Parameters are `attn`, `mlp_norm` and `mlp`.
+
+    Attributes:
+        config: of the layer.
+        kv_dtype: dtype of its keys and values.
+    """
+
+    config: ModelConfig
+    kv_dtype: Any
+
+    def norm(self, params: Any, x: Float[Array, "*B D"]) -> Any:
+        """RMS norm as the target has it."""
+        norm = RMSNorm(self.config.norm_eps, self.config.norm_offset)
+        return norm.apply({"params": params}, x)
+
+    def __call__(
+        self,
+        params: Any,
+        read: Float[Array, "B T I"],
+        x: Float[Array, "B T D"],
+        program: MaskProgram,
+        cached: Rows | None,
+        num_out: int,
+    ) -> tuple[Float[Array, "B n D"], Rows]:
+        """Outputs of the last `num_out` rows, and keys and values of all.
+
+        Args:
+            params: of the layer.
+            read: what its attention reads.
+            x: what it adds to.
+            program: who sees whom.
+            cached: rows of one layer, or None.
+            num_out: n.
+        """
+        view = None if cached is None else View(cached[0][0], cached[1][0])
+        turned = extra.angles(self.config, program.positions)
+        attend = Attention(self.config, self.kv_dtype, XLA)
+        out: Any = attend.apply({"params": params["attn"]}, read, turned, program, view, 0)
+        mixed, rows = out
+        x = (x + mixed)[:, -num_out:]
+        mlp = GatedMLP(self.config, self.kv_dtype)
+        update: Any = mlp.apply({"params": params["mlp"]}, self.norm(params["mlp_norm"], x))
+        return x + update, ((rows[0],), (rows[1],))
+
+
+class Parts(NamedTuple):
+    """The heads' functions; hashable. Those of EAGLE-3 have the same names.
+
+    Attributes:
+        layer: the layer.
+        target: the target's functions.
+    """
+
+    layer: Layer
+    target: Target
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Hidden states of the target that are read besides the last."""
+        return ()
+
+    def features(self, params: Any, output: TargetOutput) -> Float[Array, "B T D"]:
+        """What rows are made from, of the target's pass."""
+        del params
+        return output.hidden
+
+    def run(
+        self,
+        params: Any,
+        target: Any,
+        tokens: Int[Array, "B T"],
+        features: Float[Array, "B T D"],
+        program: MaskProgram,
+        cached: Rows | None = None,
+        num_out: int | None = None,
+    ) -> tuple[Float[Array, "B n D"], Rows]:
+        """States behind the tokens: of the last n rows, by default of all; and all rows' cache.
+
+        Args:
+            params: of the heads.
+            target: the target's parameters.
+            tokens: the tokens behind those of the features.
+            features: the target's, or the heads' own of earlier rows.
+            program: who sees whom.
+            cached: the heads' rows of the text.
+            num_out: n.
+        """
+        embed = self.target.embed
+        assert embed is not None
+        embedded = jax.lax.stop_gradient(embed(target, tokens))
+        both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
+        own = params["enter"]
+        x = both.astype(jnp.float32) @ own["kernel"].astype(jnp.float32) + own["bias"]
+        x = x.astype(embedded.dtype)
+        return self.layer(params, x, x, program, cached, num_out or x.shape[1])
+
+    def scores(self, params: Any, target: Any, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """float32 scores of the token behind a state, by column."""
+        del params
+        return self.target.logits(target, x)
+
+    def tokens(self, params: Any, columns: Int[Array, "*B"]) -> Int[Array, "*B"]:
+        """The tokens of columns."""
+        del params
+        return columns
+
+
+def bind(shape: Shape, config: ModelConfig, kv_dtype: Any, target: Target) -> Parts:
+    """The heads of a target."""
+    del shape
+    return Parts(Layer(extra.like(config), kv_dtype), target)
+
+
+def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:
+    """Parameters before training: a copy of the target's last layer behind a fresh projection."""
+    del shape
+    last, width = last_layer(target), config.hidden_size
+    params = {name: last[name] for name in ("attn", "mlp_norm", "mlp")}
+    kernel = jax.random.normal(key, (2 * width, width)) * 0.1 * (2 * width) ** -0.5
+    kernel += jnp.concatenate([jnp.zeros((width, width)), jnp.eye(width)])
+    return params | {"enter": {"kernel": kernel, "bias": jnp.zeros(width)}}
+
+
+def last_layer(target: Any) -> Any:
+    """The target's last layer in float32."""
+    layers = layout.without_copies(target)["layers"]
+    layers = layers if isinstance(layers, list | tuple) else decoder.unstack(layers)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), dict(layers[-1]))
