@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxdecode.convert.atomic import atomic_directory
 from jaxdecode.convert.heads import Heads, flattened, nested, shape_of
-from jaxdecode.convert.published import hydra, medusa
+from jaxdecode.convert.published import eagle, hydra, medusa
 from jaxdecode.convert.published.layout import Layout
 from jaxdecode.convert.safetensors import read_json, refuse_pickle
 from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.errors import CorruptCheckpointError, InputError, UnsupportedError
 
-LAYOUTS: tuple[Layout, ...] = (medusa.LAYOUT, hydra.LAYOUT, hydra.PREFIX)
+LAYOUTS: tuple[Layout, ...] = (medusa.LAYOUT, hydra.LAYOUT, hydra.PREFIX, eagle.THIRD, eagle.LAYOUT)
 
 
 def recognise(path: Path) -> Layout | None:
@@ -28,7 +28,8 @@ def recognise(path: Path) -> Layout | None:
     if not (path / "config.json").is_file() or (path / "manifest.json").is_file():
         return None
     config = read_json(path / "config.json")
-    return next((layout for layout in LAYOUTS if layout.matches(config)), None)
+    found = (x for x in LAYOUTS if x.matches(config) and (not x.marks or _has(path, x.marks)))
+    return next(found, None)
 
 
 def read(path: Path) -> Heads:
@@ -94,6 +95,18 @@ def _config(layout: Layout, heads: Heads) -> dict[str, Any]:
     if kept.get("layout") == layout.project:
         return dict(kept["config"])
     return layout.config(heads.spec.shape, heads.target)
+
+
+def _has(path: Path, marks: tuple[str, ...]) -> bool:
+    """Whether a folder's file of tensors names all of these; reads only what is in it."""
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        return False
+    try:
+        with safe_open(files[0], "numpy") as tensors:
+            return set(marks) <= set(tensors.keys())
+    except (SafetensorError, OSError):
+        return False
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

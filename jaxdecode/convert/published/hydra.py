@@ -7,13 +7,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from jaxdecode.convert import names
+from jaxdecode.convert.published import llama
 from jaxdecode.convert.published.layout import Codec, Layout, Tensors, same, turned
 from jaxdecode.errors import CorruptCheckpointError, InputError, UnsupportedError
 from jaxdecode.heads import hydra
-from jaxdecode.models.config import ModelConfig
 
 _PREFIX = "prefix_embeding_layer"
 _LAYER = f"{_PREFIX}.layers.0"
@@ -63,7 +60,9 @@ def _codecs(
     if prefix:
         codecs["prefix/norm/scale"] = same(f"{_PREFIX}.norm.weight")
         width = _head_dim(config, tensors or {})
-        codecs |= {f"prefix/layer/{_slashed(name)}": _of_layer(name, width) for name in _LOCAL}
+        codecs |= {
+            f"prefix/layer/{_slashed(name)}": llama.codec(name, _LAYER, width) for name in _LOCAL
+        }
     return codecs
 
 
@@ -73,38 +72,6 @@ def _linear(ours: str, theirs: str) -> dict[str, Codec]:
 
 def _slashed(name: str) -> str:
     return name.replace(".", "/")
-
-
-def _of_layer(name: str, head_dim: int) -> Codec:
-    """A parameter of the layer, as checkpoints of Llama models have it."""
-    transform, theirs = names.FAMILY_LAYER["llama"][name]
-
-    def join(arrays: list[np.ndarray]) -> np.ndarray:
-        group = len(arrays[0]) // len(arrays[1]) if len(arrays) == 3 else 1
-        return transform.join(_layer_config(head_dim, group), arrays)
-
-    def split(array: np.ndarray) -> list[np.ndarray]:
-        group = array.shape[-2] - 2 if array.ndim == 4 else 1
-        return transform.split(_layer_config(array.shape[-1], group), array)
-
-    return Codec(tuple(f"{_LAYER}.{part}" for part in theirs), join, split)
-
-
-def _layer_config(head_dim: int, group: int) -> ModelConfig:
-    """What the transforms of a layer's tensors read: the width of a head, and heads per KV head."""
-    return ModelConfig(
-        family="llama",
-        vocab_size=1,
-        num_layers=1,
-        hidden_size=1,
-        intermediate_size=1,
-        num_heads=group,
-        num_kv_heads=1,
-        head_dim=head_dim,
-        max_length=1,
-        query_scale=1.0,
-        layer_windows=(0,),
-    )
 
 
 def _head_dim(config: Mapping[str, Any], tensors: Tensors) -> int:

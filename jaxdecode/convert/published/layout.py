@@ -30,6 +30,7 @@ class Layout(NamedTuple):
         kind: kind of heads, a file in `heads/`.
         file: the file of tensors that is written.
         matches: (config.json) -> whether a folder is of this layout.
+        marks: tensors by which it is told from others of the same config.
         sizes: (config.json, tensors) -> fields of the heads' Shape.
         codecs: (shape, config.json, tensors or None) -> our parameters by name. None when writing.
         target: (config.json, tensors) -> what is known of the model the heads are for.
@@ -46,6 +47,7 @@ class Layout(NamedTuple):
     target: Callable[[Mapping[str, Any], Tensors], dict[str, Any]]
     config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     ignored: Callable[[str], bool] = lambda name: False
+    marks: tuple[str, ...] = ()
 
 
 def same(name: str) -> Codec:
