@@ -67,10 +67,13 @@ class Layer(NamedTuple):
         attend = Attention(self.config, self.kv_dtype, XLA)
         out: Any = attend.apply({"params": params["attn"]}, read, turned, program, view, 0)
         mixed, rows = out
-        x = (x + mixed)[:, -num_out:]
+        return self.after(params, (x + mixed)[:, -num_out:]), ((rows[0],), (rows[1],))
+
+    def after(self, params: Any, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What is behind the attention."""
         mlp = GatedMLP(self.config, self.kv_dtype)
         update: Any = mlp.apply({"params": params["mlp"]}, self.norm(params["mlp_norm"], x))
-        return x + update, ((rows[0],), (rows[1],))
+        return x + update
 
 
 class Parts(NamedTuple):
@@ -115,6 +118,13 @@ class Parts(NamedTuple):
             cached: the heads' rows of the text.
             num_out: n.
         """
+        read, x = self.enter(params, target, tokens, features)
+        return self.layer(params, read, x, program, cached, num_out or x.shape[1])
+
+    def enter(
+        self, params: Any, target: Any, tokens: Int[Array, "B T"], features: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T I"], Float[Array, "B T D"]]:
+        """What the attention reads, and what it adds to."""
         embed = self.target.embed
         assert embed is not None
         embedded = jax.lax.stop_gradient(embed(target, tokens))
@@ -122,7 +132,7 @@ class Parts(NamedTuple):
         own = params["enter"]
         x = both.astype(jnp.float32) @ own["kernel"].astype(jnp.float32) + own["bias"]
         x = x.astype(embedded.dtype)
-        return self.layer(params, x, x, program, cached, num_out or x.shape[1])
+        return x, x
 
     def scores(self, params: Any, target: Any, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 scores of the token behind a state, by column."""

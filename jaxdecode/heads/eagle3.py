@@ -74,13 +74,19 @@ class Parts(NamedTuple):
         num_out: int | None = None,
     ) -> tuple[Float[Array, "B n D"], Rows]:
         """As `eagle.Parts.run`."""
+        read, x = self.enter(params, target, tokens, features)
+        return self.layer(params, read, x, program, cached, num_out or tokens.shape[1])
+
+    def enter(
+        self, params: Any, target: Any, tokens: Int[Array, "B T"], features: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T I"], Float[Array, "B T D"]]:
+        """As `eagle.Parts.enter`."""
         embed = self.target.embed
         assert embed is not None
         embedded = jax.lax.stop_gradient(embed(target, tokens))
         sides = (("token_norm", embedded), ("feature_norm", features.astype(embedded.dtype)))
         read = jnp.concatenate([self.layer.norm(params[name], x) for name, x in sides], axis=-1)
-        size = num_out or tokens.shape[1]
-        return self.layer(params, read, sides[1][1], program, cached, size)
+        return read, sides[1][1]
 
     def scores(self, params: Any, target: Any, x: Float[Array, "*B D"]) -> Float[Array, "*B v"]:
         """float32 scores of the token behind a state, by column of the draft vocabulary."""

@@ -1,18 +1,28 @@
 """Layers beside a model, of its kind: rows of their own, keys and values of their own."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.core.attention import XLA, View
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows
 from jaxdecode.models import rope
 from jaxdecode.models.config import ModelConfig
-from jaxdecode.models.layers import Angles, Attention, Block, NewRows, RMSNorm
+from jaxdecode.models.layers import (
+    Angles,
+    Attention,
+    Block,
+    Linear,
+    NewRows,
+    OutputLinear,
+    RMSNorm,
+    rotate,
+)
 
 
 def like(config: ModelConfig, num_layers: int = 1) -> ModelConfig:
@@ -82,6 +92,59 @@ def keys_and_values(
     attend = Attention(config, kv_dtype, XLA)
     rows: Any = attend.apply({"params": params}, x, angles(config, positions), program, None, 0)
     return rows[1]
+
+
+def attend_down(
+    config: ModelConfig,
+    dtype: Any,
+    params: Any,
+    read: Float[Array, "B T I"],
+    positions: Int[Array, "B T"],
+    sees: Bool[Array, "B T T"],
+    above: Sequence[tuple[Array, Array]],
+) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+    """Attention of rows that go on from each place of a text, one row deeper at every call.
+
+    A row sees the first rows of the text as `sees` says, and at its own place the rows of every
+    later call and itself. Scores are T x T however deep it is.
+
+    Args:
+        config: of the layer.
+        dtype: of keys, values and products.
+        params: of the attention.
+        read: what it reads.
+        positions: of the rows.
+        sees: which rows of the first call each row sees.
+        above: keys and values of the earlier calls; empty in the first.
+
+    Returns:
+        What it adds, and keys and values `[B, T, K, d]` of these rows.
+    """
+    c = config
+    features = (c.num_kv_heads, c.group_size + 2, c.head_dim)
+    qkv: Any = Linear(features, c.qkv_bias, dtype).apply({"params": params["qkv"]}, read)
+    query, key, value = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+    if c.qk_norm:
+        norm: Any = RMSNorm(c.norm_eps, c.norm_offset)
+        query = norm.apply({"params": params["q_norm"]}, query)
+        key = norm.apply({"params": params["k_norm"]}, key)
+    turned = angles(config, positions)
+    query = (rotate(query, *turned) * c.query_scale).astype(dtype)
+    own = rotate(key, *turned).astype(dtype), value.astype(dtype)
+    first, *later = [*above, own]
+    wide = jnp.einsum("btkgd,bskd->bkgts", query, first[0], preferred_element_type=jnp.float32)
+    scores = [jnp.where(sees[:, None, None], wide, -jnp.inf)]
+    for keys, _ in later:
+        found = jnp.einsum("btkgd,btkd->bkgt", query, keys, preferred_element_type=jnp.float32)
+        scores.append(found[..., None])
+    law = jax.nn.softmax(jnp.concatenate(scores, axis=-1)).astype(dtype)
+    num = read.shape[1]
+    mixed = jnp.einsum("bkgts,bskd->btkgd", law[..., :num], first[1])
+    for i, (_, values) in enumerate(later):
+        mixed += jnp.einsum("bkgt,btkd->btkgd", law[..., num + i], values)
+    flat = mixed.reshape(*read.shape[:2], -1).astype(dtype)
+    out: Any = OutputLinear(c.hidden_size, c.o_bias, dtype).apply({"params": params["o"]}, flat)
+    return out.astype(read.dtype), own
 
 
 class Pairs(NamedTuple):

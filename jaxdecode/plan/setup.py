@@ -127,7 +127,7 @@ def _params(config: ModelConfig, mesh: Mesh, dtype: Any, stacked: bool) -> Any:
     tree = decoder.nest(config, {n: jax.ShapeDtypeStruct(shape, dtype) for n, shape in shapes})
     if stacked:
         tree["layers"] = jax.eval_shape(decoder.stack, tree["layers"])
-    return _placed(tree, rules.params(tree, mesh))
+    return placed(tree, rules.params(tree, mesh))
 
 
 def cache(made: Setup) -> Any:
@@ -142,7 +142,7 @@ def cache(made: Setup) -> Any:
         stacked=made.stacked,
     )
     state = jax.eval_shape(empty)
-    return _placed(state, rules.cache(state, made.mesh))
+    return placed(state, rules.cache(state, made.mesh))
 
 
 def shard_bytes(tree: Any) -> int:
@@ -166,10 +166,12 @@ def _target(config: ModelConfig, kv_dtype: Any, backend: Backend) -> Any:
 
 def by_rows(tree: Any, made: Setup) -> Any:
     """Shapes with the places of a canvas, a request or a drafter's state."""
-    return _placed(tree, rules.rows(tree, made.mesh, made.batch))
+    return placed(tree, rules.rows(tree, made.mesh, made.batch))
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes with these places."""
+
     def place(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 
 # Rows of scores over a vocabulary that are held at once.
 CHUNK = 128
+# Places of a row in a chunk: the vocabulary's matrix is read once for all of them.
+MIN_PLACES = 32
 
 
 def weighted_mean(values: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
@@ -53,28 +55,31 @@ def smooth_l1(x: Float[Array, "*B D"], y: Float[Array, "*B D"]) -> Float[Array, 
 def over_tokens(
     function: Callable[..., Any], *arrays: Float[Array, "B T ..."], chunk: int = CHUNK
 ) -> Any:
-    """`function` on chunks of N tokens at a time; what it returns is joined again to `[B, T, ...]`.
+    """`function` on about N tokens at a time; what it returns is joined again to `[B, T, ...]`.
 
     Scores over a vocabulary are many times larger than what they are made from, so those of all
-    tokens are never held at once: the backward pass computes each chunk's again.
+    tokens are never held at once: the backward pass computes each chunk's again. A chunk is a few
+    places of every row, so that rows stay on the devices they are split over.
 
     Args:
         function: from `[N, ...]` arrays to a tree of `[N, ...]` arrays.
         *arrays: leading axes B, T.
-        chunk: N.
+        chunk: N; where rows are many, more.
     """
     batch, width = arrays[0].shape[:2]
-    num = batch * width
-    size = min(chunk, num)
-    steps = -(-num // size)
+    size = min(max(chunk // batch, MIN_PLACES), width)
+    steps = -(-width // size)
 
     def split(array: Array) -> Array:
-        flat = array.reshape(num, *array.shape[2:])
-        padded = jnp.pad(flat, [(0, steps * size - num)] + [(0, 0)] * (flat.ndim - 1))
-        return padded.reshape(steps, size, *flat.shape[1:])
+        rest = array.shape[2:]
+        pad = [(0, 0), (0, steps * size - width)] + [(0, 0)] * len(rest)
+        parts = jnp.pad(array, pad).reshape(batch, steps, size, *rest)
+        return jnp.moveaxis(parts, 1, 0).reshape(steps, batch * size, *rest)
 
     def join(parts: Array) -> Array:
-        return parts.reshape(-1, *parts.shape[2:])[:num].reshape(batch, width, *parts.shape[2:])
+        rest = parts.shape[2:]
+        rows = jnp.moveaxis(parts.reshape(steps, batch, size, *rest), 0, 1)
+        return rows.reshape(batch, steps * size, *rest)[:, :width]
 
     out = jax.lax.map(jax.checkpoint(lambda part: function(*part)), tuple(map(split, arrays)))
     return jax.tree.map(join, out)

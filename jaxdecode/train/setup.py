@@ -137,7 +137,11 @@ def training(lm: LanguageModel, remat: bool) -> Any:
 def compiled(setup: Setup, dtype: Any) -> Any:
     """The jitted step; the state is donated, and lies where it lay."""
     run = step.make(
-        setup.objective, setup.optimizer, dtype=dtype, micro_batches=setup.micro_batches
+        setup.objective,
+        setup.optimizer,
+        dtype=dtype,
+        micro_batches=setup.micro_batches,
+        mesh=setup.mesh,
     )
     if setup.mesh is None:
         return jax.jit(run, donate_argnums=0)

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxdecode.convert.heads import flattened, nested
 from jaxdecode.core.types import pytree
+from jaxdecode.dist import rules
 from jaxdecode.train.config import Optimizer
 from jaxdecode.train.objective import Batch, Objective, Start
 
@@ -94,6 +96,7 @@ def make(
     *,
     dtype: Any,
     micro_batches: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[..., tuple[State, dict[str, Float[Array, ""]]]]:
     """The step: (state, held, target params, batch, base key) -> (state, metrics).
 
@@ -105,10 +108,18 @@ def make(
         optimizer: how parameters move.
         dtype: of the computation.
         micro_batches: parts of the rows that are computed one after the other.
+        mesh: devices that parameters are split over.
     """
 
-    def loss(moving, held, target, batch, key):
+    def lowered(moving: Flat) -> Flat:
         low = {name: leaf.astype(dtype) for name, leaf in moving.items()}
+        if mesh is None:
+            return low
+        # Gathered in the dtype of the computation, not in float32.
+        return jax.lax.with_sharding_constraint(low, rules.trained(low, mesh))
+
+    def loss(moving, held, target, batch, key):
+        low = lowered(moving)
         value, metrics = objective.loss(nested(low | held), target, batch, key)
         return value, metrics | {"loss": value}
 

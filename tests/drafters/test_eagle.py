@@ -7,7 +7,6 @@ import pytest
 
 import jaxdecode as jd
 from jaxdecode import options
-from jaxdecode.core import masks
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.drafters import eagle as drafter
@@ -89,13 +88,9 @@ def test_drafts_of_a_path_are_those_of_training(line):
     assert checked >= 6
 
 
-def test_who_sees_whom_in_training():
-    sees = np.asarray(objective.sees_of(jnp.asarray([[1, 1, 2]]), 3))[0]
-    eye, causal = np.eye(3, dtype=bool), np.asarray([[1, 0, 0], [1, 1, 0], [0, 0, 1]], bool)
-    none = np.zeros((3, 3), bool)
-    np.testing.assert_array_equal(
-        sees, np.block([[causal, none, none], [causal, eye, none], [causal, eye, eye]])
-    )
+def test_packed_texts_do_not_see_each_other():
+    sees = np.asarray(objective.sees_of(jnp.asarray([[1, 1, 2]])))[0]
+    np.testing.assert_array_equal(sees, np.asarray([[1, 0, 0], [1, 1, 0], [0, 0, 1]], bool))
 
 
 def test_the_passes_equal_one_row_after_the_other():
@@ -141,7 +136,7 @@ def test_only_tokens_of_the_draft_vocabulary_are_drafted_and_count():
     assert out.tokens == jd.generate(lm, PROMPTS, max_new_tokens=12).tokens
     # A vocabulary without any first choice of the target: nothing to learn, no loss.
     data = gate.batch([TEXT])
-    best = set(np.asarray(toys.full_logits(lm, TEXT).argmax(-1)).ravel().tolist())
+    best = set(np.asarray(toys.full_logits(lm, TEXT)[0].argmax(-1)).ravel().tolist())
     rest = [token for token in range(lm.config.vocab_size) if token not in best][:20]
     made_loss, _ = gate.objective("eagle3", shape={"draft_vocab": 20})
     params = dict(heads.params, tokens=jnp.asarray(rest, jnp.int32))
@@ -191,19 +186,14 @@ def test_the_overfit_gate_of_eagle3():
 
 @pytest.mark.parametrize("recipe", ["eagle1", "eagle2"])
 def test_the_overfit_gate_of_eagle(recipe):
-    settings = {"noise": 0.0, "token_weight": 1.0}
-    asked = {"settings": settings, "num_new": 31, "lr": 1e-2, "steps": 400}
+    settings = {"noise": 0.1, "token_weight": 1.0}
+    asked = {"settings": settings, "num_new": 31, "lr": 1e-2, "steps": 1500}
     assert gate.passes(recipe, depth=5, lm=SHARP, **asked)
 
 
 @pytest.mark.slow
 def test_the_gate_can_fail():
     assert not gate.passes("eagle3", depth=5, steps=3, lm=SHARP, num_new=31)
-
-
-def test_masks_pack_what_training_sees():
-    sees = objective.sees_of(jnp.ones((1, 5), jnp.int32), 2)
-    np.testing.assert_array_equal(masks.unpack_ancestors(masks.pack_ancestors(sees)), sees)
 
 
 def test_eagle_has_no_norm_before_its_attention():

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
-from jaxdecode.core import masks
-from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import eagle3
+from jaxdecode.models import extra
 from jaxdecode.train import features, losses, probed
 from jaxdecode.train.objective import Batch, Objective, Start, ahead, heads_only, program
 
@@ -86,41 +85,34 @@ def make(config: Config, models: Models) -> Objective:
 def unrolled(
     parts: eagle3.Parts, params: Any, frozen: Any, batch: Batch, output: Any, num_passes: int
 ) -> list[Float[Array, "B T D"]]:
-    """Outputs of every pass."""
-    width = batch.tokens.shape[1]
-    sees = sees_of(batch.segments, num_passes)
-    tokens, positions = [], []
-    read, made = [parts.features(params, output)], []
-    for j in range(num_passes):
-        tokens.append(ahead(batch, j + 1)[0])
-        positions.append(batch.positions + j)
-        size = (j + 1) * width
-        mask = MaskProgram(
-            cached=jnp.zeros(len(batch.tokens), jnp.int32),
-            positions=jnp.concatenate(positions, axis=1).astype(jnp.int32),
-            num_new=jnp.full(len(batch.tokens), size, jnp.int32),
-            ancestors=masks.pack_ancestors(sees[:, :size, :size]),
-            rule="tree",
+    """Outputs of every pass.
+
+    Their scores are computed again in the backward pass: kept, those of all passes would be the
+    most that a step holds.
+    """
+    layer, sees = parts.layer, sees_of(batch.segments)
+
+    @jax.checkpoint
+    def deeper(params, read, tokens, positions, above):
+        read, x = parts.enter(params, frozen, tokens, read)
+        attend = extra.attend_down
+        mixed, own = attend(
+            layer.config, layer.kv_dtype, params["attn"], read, positions, sees, above
         )
-        rows = jnp.concatenate(tokens, axis=1), jnp.concatenate(read, axis=1)
-        made.append(parts.run(params, frozen, *rows, mask, None, width)[0])
-        read.append(made[-1])
+        return layer.after(params, x + mixed), own
+
+    read, above, made = parts.features(params, output), [], []
+    for j in range(num_passes):
+        read, own = deeper(params, read, ahead(batch, j + 1)[0], batch.positions + j, above)
+        above.append(own)
+        made.append(read)
     return made
 
 
-def sees_of(segments: Int[Array, "B T"], num_passes: int) -> Bool[Array, "B R R"]:
-    """Which rows each row of all passes sees, pass after pass."""
-    width = segments.shape[1]
-    place = jnp.arange(width)
-    same = segments[:, :, None] == segments[:, None, :]
-    causal = same & (place[:, None] >= place)
-    own = jnp.broadcast_to(jnp.eye(width, dtype=bool), causal.shape)
-    none = jnp.zeros_like(causal)
-    rows = []
-    for j in range(num_passes):
-        later = [own if 1 <= i <= j else none for i in range(1, num_passes)]
-        rows.append(jnp.concatenate([causal, *later], axis=2))
-    return jnp.concatenate(rows, axis=1)
+def sees_of(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which rows of pass 0 each row sees: those of its text up to its place."""
+    place = jnp.arange(segments.shape[1])
+    return (segments[:, :, None] == segments[:, None, :]) & (place[:, None] >= place)
 
 
 def _trimmed(config: Any, frozen: Any, tokens: Int[Array, "v"] | None) -> Any:
