@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+HANDLERS = {"state": ocp.StandardCheckpointHandler(), "place": ocp.JsonCheckpointHandler()}
 TINY = Path(__file__).parents[1] / "golden" / "tiny" / "llama"
 
 
@@ -39,13 +40,20 @@ def config(folder, **changes):
 
 
 def saved(folder):
-    """Arrays and place of the last checkpoint of a run, as another reader sees them."""
-    with ocp.CheckpointManager(Path(folder).absolute() / "steps") as manager:
-        found = manager.restore(
-            manager.latest_step(),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(), place=ocp.args.JsonRestore()),
+    """Arrays and place of the last checkpoint of a run, whatever devices it was saved from."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.CheckpointManager(
+        Path(folder).absolute() / "steps", item_handlers=HANDLERS
+    ) as manager:
+        step = manager.latest_step()
+        known = manager.item_metadata(step)["state"]
+        known = getattr(known, "tree", known)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), known)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like), place=ocp.args.JsonRestore()
         )
-        return manager.latest_step(), found["state"], dict(found["place"])
+        found = manager.restore(step, args=args)
+        return step, found["state"], dict(found["place"])
 
 
 def assert_same(a, b):
