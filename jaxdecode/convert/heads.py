@@ -37,6 +37,8 @@ _TENSORS = "heads.safetensors"
 HEADS_FOLDER = "heads"
 # What a target must have in common with the one that heads were trained on.
 _TARGET_FIELDS = ("vocab_size", "num_layers", "hidden_size", "head_dim")
+# What a layer of its kind does that its parameters do not show: published configs say it.
+_LAYER_FIELDS = ("norm_eps", "norm_offset", "activation", "query_scale")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +93,10 @@ def shape_of(kind: str, sizes: Mapping[str, Any]) -> Any:
 
 def target_of(config: ModelConfig, name: str) -> dict[str, Any]:
     """What heads remember of their target."""
-    return {"name": name} | {field: getattr(config, field) for field in _TARGET_FIELDS}
+    layer = {field: getattr(config, field) for field in _LAYER_FIELDS}
+    layer |= {"rope_theta": config.rope.theta, "rope_scaling": config.rope.scaling}
+    sizes = {field: getattr(config, field) for field in _TARGET_FIELDS}
+    return {"name": name} | sizes | {"layer": layer}
 
 
 def initial(spec: HeadSpec, config: ModelConfig, key: Any, target: Any) -> Any:

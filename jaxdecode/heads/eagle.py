@@ -12,17 +12,69 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdecode import checks
 from jaxdecode.core.attention import XLA, View
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows, Target, TargetOutput
 from jaxdecode.models import decoder, extra, layout
-from jaxdecode.models.config import ModelConfig
+from jaxdecode.models.config import ModelConfig, Rope
 from jaxdecode.models.layers import Attention, GatedMLP, RMSNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes: those of the target."""
+class LayerShape:
+    """How the layer differs from the target's own; None is as they are.
+
+    Published heads bring their layer's settings with them, and these need not be the target's.
+
+    Attributes:
+        rope_theta: base of its rotary embedding, which is then not stretched.
+        norm_eps: epsilon of its norms.
+        qkv_bias: whether query, key and value projections have biases.
+        qk_norm: whether queries and keys are normalised.
+    """
+
+    rope_theta: float | None = None
+    norm_eps: float | None = None
+    qkv_bias: bool | None = None
+    qk_norm: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their range, by name."""
+        for name in ("rope_theta", "norm_eps"):
+            if getattr(self, name) is not None:
+                checks.number(name, getattr(self, name), "above 0", lambda x: x > 0)
+
+    def config(self, target: ModelConfig) -> ModelConfig:
+        """The layer's config."""
+        own = extra.like(target)
+        if self.rope_theta is not None:
+            own = dataclasses.replace(own, rope=Rope(theta=self.rope_theta))
+        given = {name: getattr(self, name) for name in ("norm_eps", "qkv_bias", "qk_norm")}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(own, **changes)
+
+    def attention(self, target: ModelConfig, attn: Any) -> Any:
+        """Parameters of an attention of the target's, as the layer has them."""
+        own, qkv = self.config(target), {"kernel": attn["qkv"]["kernel"]}
+        if own.qkv_bias:
+            qkv["bias"] = attn["qkv"].get("bias", jnp.zeros(qkv["kernel"].shape[1:]))
+        made = {"qkv": qkv, "o": attn["o"]}
+        if own.qk_norm:
+            ones = {"scale": jnp.full(own.head_dim, 1.0 - own.norm_offset)}
+            made |= {name: attn.get(name, ones) for name in ("q_norm", "k_norm")}
+        return made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape(LayerShape):
+    """What the target leaves open.
+
+    Attributes:
+        enter_bias: whether the projection in front of the layer has a bias.
+    """
+
+    enter_bias: bool = True
 
 
 class Layer(NamedTuple):
@@ -130,8 +182,8 @@ class Parts(NamedTuple):
         embedded = jax.lax.stop_gradient(embed(target, tokens))
         both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
         own = params["enter"]
-        x = both.astype(jnp.float32) @ own["kernel"].astype(jnp.float32) + own["bias"]
-        x = x.astype(embedded.dtype)
+        x = both.astype(jnp.float32) @ own["kernel"].astype(jnp.float32)
+        x = (x + own["bias"] if "bias" in own else x).astype(embedded.dtype)
         return x, x
 
     def scores(self, params: Any, target: Any, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -147,18 +199,18 @@ class Parts(NamedTuple):
 
 def bind(shape: Shape, config: ModelConfig, kv_dtype: Any, target: Target) -> Parts:
     """The heads of a target."""
-    del shape
-    return Parts(Layer(extra.like(config), kv_dtype), target)
+    return Parts(Layer(shape.config(config), kv_dtype), target)
 
 
 def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:
     """Parameters before training: a copy of the target's last layer behind a fresh projection."""
-    del shape
     last, width = last_layer(target), config.hidden_size
-    params = {name: last[name] for name in ("attn", "mlp_norm", "mlp")}
+    params = {name: last[name] for name in ("mlp_norm", "mlp")}
+    params["attn"] = shape.attention(config, last["attn"])
     kernel = jax.random.normal(key, (2 * width, width)) * 0.1 * (2 * width) ** -0.5
     kernel += jnp.concatenate([jnp.zeros((width, width)), jnp.eye(width)])
-    return params | {"enter": {"kernel": kernel, "bias": jnp.zeros(width)}}
+    enter = {"kernel": kernel} | ({"bias": jnp.zeros(width)} if shape.enter_bias else {})
+    return params | {"enter": enter}
 
 
 def last_layer(target: Any) -> Any:

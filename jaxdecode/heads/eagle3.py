@@ -20,13 +20,12 @@ from jaxdecode.core.protocols import Rows, Target, TargetOutput
 from jaxdecode.errors import InputError
 from jaxdecode.heads import eagle
 from jaxdecode.heads.eagle import Layer
-from jaxdecode.models import extra
 from jaxdecode.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes.
+class Shape(eagle.LayerShape):
+    """Sizes, and how the layer differs from the target's.
 
     Attributes:
         draft_vocab: tokens that can be drafted; None for all.
@@ -39,6 +38,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
+        super().__post_init__()
         if self.draft_vocab is not None:
             checks.integer("draft_vocab", self.draft_vocab, low=1)
         for layer in self.taps or ():
@@ -102,7 +102,7 @@ class Parts(NamedTuple):
 def bind(shape: Shape, config: ModelConfig, kv_dtype: Any, target: Target) -> Parts:
     """The heads of a target."""
     taps = tuple(f"layer.{layer}" for layer in layers_of(shape, config.num_layers))
-    return Parts(Layer(extra.like(config), kv_dtype), target, taps)
+    return Parts(Layer(shape.config(config), kv_dtype), target, taps)
 
 
 def layers_of(shape: Shape, num_layers: int) -> tuple[int, ...]:
@@ -132,9 +132,10 @@ def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str
     num_taps = len(layers_of(shape, config.num_layers))
     table = target["embed"]["embedding"] if config.tied_embeddings else target["head"]["kernel"]
     size = min(shape.draft_vocab or config.vocab_size, config.vocab_size)
-    qkv = last["attn"]["qkv"]["kernel"]
+    attn = shape.attention(config, last["attn"])
+    qkv = attn["qkv"]["kernel"]
     fresh = jax.random.normal(keys[0], qkv.shape) * width**-0.5
-    attn = last["attn"] | {"qkv": last["attn"]["qkv"] | {"kernel": jnp.concatenate([fresh, qkv])}}
+    attn["qkv"] |= {"kernel": jnp.concatenate([fresh, qkv])}
     fuse = jax.random.normal(keys[1], (num_taps * width, width)) * 0.1 * width**-0.5
     fuse = fuse.at[-width:].add(jnp.eye(width))
     ones = {"scale": jnp.full(width, 1.0 - config.norm_offset)}

@@ -68,7 +68,7 @@ def write(heads: Heads, path: Path, *, overwrite: bool = False) -> None:
     """Heads to a folder in the layout of their kind's authors.
 
     Raises:
-        UnsupportedError: nobody publishes such heads.
+        UnsupportedError: nobody publishes such heads, or they have parts that the layout has not.
         DestinationExistsError: the folder exists, and `overwrite` is False.
     """
     layout = next((layout for layout in LAYOUTS if layout.kind == heads.spec.kind), None)
@@ -78,9 +78,12 @@ def write(heads: Heads, path: Path, *, overwrite: bool = False) -> None:
             f"heads of kind {heads.spec.kind!r} have no published layout; those of {kinds} do."
         )
     flat = {name: np.asarray(leaf) for name, leaf in flattened(heads.params).items()}
-    config = _config(layout, heads)
+    config = _config(layout, heads, flat)
     tensors: dict[str, np.ndarray] = {}
-    for ours, codec in layout.codecs(heads.spec.shape, config, None).items():
+    codecs = layout.codecs(heads.spec.shape, config, None)
+    if rest := sorted(flat.keys() - codecs.keys()):
+        raise UnsupportedError(f"{layout.project}'s layout has no place for {rest[:4]}.")
+    for ours, codec in codecs.items():
         parts = zip(codec.names, codec.split(flat[ours]), strict=True)
         tensors |= {name: np.ascontiguousarray(part) for name, part in parts}
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -89,12 +92,12 @@ def write(heads: Heads, path: Path, *, overwrite: bool = False) -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _config(layout: Layout, heads: Heads) -> dict[str, Any]:
+def _config(layout: Layout, heads: Heads, flat: dict[str, np.ndarray]) -> dict[str, Any]:
     """The published config that the heads came with, or one like it."""
     kept = heads.notes.get("published", {})
     if kept.get("layout") == layout.project:
         return dict(kept["config"])
-    return layout.config(heads.spec.shape, heads.target)
+    return layout.config(heads.spec.shape, heads.target, flat)
 
 
 def _has(path: Path, marks: tuple[str, ...]) -> bool:

@@ -94,7 +94,10 @@ def _target(config: Mapping[str, Any], tensors: Tensors, *, prefix: bool) -> dic
     return {"name": config.get("base_model_name_or_path", "unknown")} | sizes
 
 
-def _config(shape: hydra.Shape, target: Mapping[str, Any], *, arch: str) -> dict[str, Any]:
+def _config(
+    shape: hydra.Shape, target: Mapping[str, Any], params: Tensors, *, arch: str
+) -> dict[str, Any]:
+    del params
     config = {
         "hydra_num_heads": shape.num_heads,
         "hydra_num_layers": shape.num_layers,

@@ -34,7 +34,7 @@ class Layout(NamedTuple):
         sizes: (config.json, tensors) -> fields of the heads' Shape.
         codecs: (shape, config.json, tensors or None) -> our parameters by name. None when writing.
         target: (config.json, tensors) -> what is known of the model the heads are for.
-        config: (shape, target) -> config.json.
+        config: (shape, target, our parameters by name) -> config.json.
         ignored: (name) -> whether a tensor of theirs is one that nothing reads.
     """
 
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
     sizes: Callable[[Mapping[str, Any], Tensors], dict[str, Any]]
     codecs: Callable[[Any, Mapping[str, Any], Tensors | None], dict[str, Codec]]
     target: Callable[[Mapping[str, Any], Tensors], dict[str, Any]]
-    config: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Any, Mapping[str, Any], Tensors], dict[str, Any]]
     ignored: Callable[[str], bool] = lambda name: False
     marks: tuple[str, ...] = ()
 

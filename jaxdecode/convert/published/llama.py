@@ -22,7 +22,7 @@ def codec(name: str, prefix: str, head_dim: int) -> Codec:
         return transform.join(_config(head_dim, group), arrays)
 
     def split(array: np.ndarray) -> list[np.ndarray]:
-        group = array.shape[-2] - 2 if array.ndim == 4 else 1
+        group = array.shape[-2] - 2 if len(theirs) == 3 else 1
         return transform.split(_config(array.shape[-1], group), array)
 
     return Codec(tuple(f"{prefix}.{part}" for part in theirs), join, split)

@@ -48,7 +48,8 @@ def _target(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     return {"name": config.get("base_model_name_or_path", "unknown")} | sizes
 
 
-def _config(shape: Shape, target: Mapping[str, Any]) -> dict[str, Any]:
+def _config(shape: Shape, target: Mapping[str, Any], params: Tensors) -> dict[str, Any]:
+    del params
     return {
         "medusa_num_heads": shape.num_heads,
         "medusa_num_layers": shape.num_layers,
