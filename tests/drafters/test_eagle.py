@@ -143,6 +143,45 @@ def test_only_tokens_of_the_draft_vocabulary_are_drafted_and_count():
     assert float(made_loss.loss(params, lm.params, data, jax.random.key(0))[0]) == 0.0
 
 
+def test_the_loss_of_eagle3_is_its_formula():
+    """The target's law over the draft vocabulary; what cannot be drafted adds 0 to the mean."""
+    lm, num, decay = toys.model(), 3, 0.7
+    spec = HeadSpec("eagle3", eagle3.Shape(draft_vocab=20))
+    full, _ = toys.full_logits(lm, TEXT)
+    best = full.argmax(-1)
+    # One of the target's first choices cannot be drafted.
+    others = [token for token in range(lm.config.vocab_size) if token not in best]
+    known = sorted(set(best.tolist()) - {int(best[5])})
+    tokens = np.asarray((known + others)[:20])
+    params = smallest.random_heads(spec, lm).params | {"tokens": jnp.asarray(tokens, jnp.int32)}
+    made, _ = gate.objective("eagle3", shape={"draft_vocab": 20}, num_passes=num, decay=decay)
+    data = gate.batch([TEXT], prompt=4)
+    found, _ = made.loss(params, lm.params, data, jax.random.key(0))
+
+    parts = bound("eagle3", lm, spec.shape)
+    output = lm.target.forward(lm.params, data.tokens, program(data), None, parts.taps)
+    outs = objective.unrolled(parts, params, lm.params, data, output, num)
+    wanted, dropped = 0.0, 0
+    for j in range(num):
+        ours = np.asarray(parts.scores(params, lm.params, outs[j][0]), np.float64)
+        errors = []
+        # Tokens of the answer begin at place 4; that at t + j + 2 is guessed at place t.
+        for t in range(len(TEXT) - j - 2):
+            if t + j + 2 < 4:
+                continue
+            place = t + j + 1
+            if best[place] not in tokens:
+                errors.append(0.0)
+                dropped += 1
+                continue
+            law = np.exp(full[place, tokens].astype(np.float64))
+            law /= law.sum()
+            errors.append(np.log(np.exp(ours[t]).sum()) - (law * ours[t]).sum())
+        wanted += decay**j * np.mean(errors)
+    assert dropped > 0
+    np.testing.assert_allclose(float(found), wanted, rtol=1e-4)
+
+
 def test_the_distance_of_the_note():
     error = losses.smooth_l1(jnp.asarray([0.5, 2.0]), jnp.zeros(2))
     np.testing.assert_allclose(error, 0.8125)

@@ -76,6 +76,21 @@ def test_every_prefix_is_a_tree_even_with_ties(seed):
     assert (np.diff(valid.astype(int)) <= 0).all(), "what does not exist comes last"
 
 
+def test_the_example_of_eagle2():
+    """Probabilities .6, .3 below the root and .5, .4; .9, .05 below those; .3 is there twice."""
+    law = jnp.asarray([[0.6, 0.3], [0.5, 0.4], [0.9, 0.05]])
+
+    def children(carry, contexts):
+        ids = jnp.broadcast_to(jnp.asarray([1, 2]), (len(contexts), 2))
+        return ids, jnp.log(law[contexts]), ids, carry
+
+    candidates, _ = dynamic.grow(children, None, jnp.int32(0), levels=2, width=2)
+    wanted = [0.6, 0.3, 0.3, 0.24, 0.27, 0.015]
+    np.testing.assert_allclose(np.exp(candidates.scores), wanted, rtol=1e-5)
+    chosen = dynamic.select(candidates, jnp.int32(9), 4)
+    assert sorted(_paths(chosen)) == [(), (1,), (1, 1), (2,), (2, 1)]
+
+
 def test_more_nodes_than_candidates_gives_all_candidates():
     candidates, _ = _grown(_table(0), 2, 2)
     assert len(dynamic.select(candidates, jnp.int32(2), 99).tokens) == 1 + 3 + 2 * 3
