@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         warmup,
     )
     from jaxdecode.results import Generation, RowStats
-    from jaxdecode.train.run import Run, train
+    from jaxdecode.training.run import Run, train
 
 __all__ = [
     "Generation",
@@ -38,15 +38,18 @@ __all__ = [
     "train",
     "warmup",
 ]
-_HOMES = {"Generation": "results", "RowStats": "results", "Run": "train.run", "train": "train.run"}
+_HOMES = {
+    "Generation": "results",
+    "RowStats": "results",
+    "Run": "training.run",
+    "train": "training.run",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         home = importlib.import_module(f"jaxdecode.{_HOMES.get(name, 'api')}")
-        # Importing a subpackage of the same name has put the package in our place.
-        found = globals()[name] = getattr(home, name)
-        return found
+        return getattr(home, name)
     raise AttributeError(f"module 'jaxdecode' has no attribute {name!r}")
 
 

@@ -149,7 +149,7 @@ class Distill:
         import numpy as np
 
         from jaxdecode import jobs
-        from jaxdecode.train import distill
+        from jaxdecode.training import distill
 
         lm = self._load()
         mine = [[lines[i] for i in job.rows(number)] for number in parts]
@@ -187,7 +187,7 @@ class Distill:
 
     def _report(self, job: "Job", complete: bool, done: tuple[int, int], seconds: float) -> None:
         from jaxdecode import jobs
-        from jaxdecode.train import distill
+        from jaxdecode.training import distill
 
         counts = distill.split(job, self.held_out) if complete else None
         train, held_out = map(str, distill.files(job.folder))

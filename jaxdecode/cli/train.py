@@ -24,8 +24,8 @@ from jaxdecode.cli.common import (
 from jaxdecode.cli.sharing import Coordinator, JoinTimeout, Processes, ProcessId
 
 if TYPE_CHECKING:
-    from jaxdecode.train.config import TrainConfig
-    from jaxdecode.train.run import Run
+    from jaxdecode.training.config import TrainConfig
+    from jaxdecode.training.run import Run
 
 # As the shell counts commands that SIGTERM ended: 128 + 15.
 TERMINATED = 143
@@ -60,13 +60,13 @@ class Train:
 
     def run(self) -> int:
         """Executes the command; returns the exit code."""
-        from jaxdecode.train import config as configs
+        from jaxdecode.training import config as configs
 
         # Before JAX starts: a typing error should not cost a minute.
         config = configs.read(self.config, self.set)
         sharing.join(self, {"the config": str(configs.to_dict(config))})
         use_compile_cache()
-        from jaxdecode.train import run
+        from jaxdecode.training import run
 
         shown = show_progress(self.progress)
         with _bar(config, shown) as watch, _plain_warnings():

@@ -112,7 +112,7 @@ def make(config: Config, models: Models) -> Drafter:
             cached=state.num_rows, positions=state.num_rows[:, None] + index, num_new=num_new
         )
         cached = model.cache.read(state.cache)
-        out, rows = parts.run(weights.heads, weights.target, tokens, seen, program, cached)
+        out, rows = eagle.run(parts, weights.heads, weights.target, tokens, seen, program, cached)
         last = features.pick(out, jnp.maximum(num_new - 1, 0)).astype(state.last.dtype)
         return State(
             cache=model.cache.write(state.cache, rows, state.num_rows),
@@ -136,7 +136,7 @@ def make(config: Config, models: Models) -> Drafter:
             rule="tree",
         )
         rows = grown.tokens, grown.features
-        return parts.run(weights.heads, weights.target, *rows, program, cached, num_out)[0]
+        return eagle.run(parts, weights.heads, weights.target, *rows, program, cached, num_out)[0]
 
     def propose(weights, state, request, canvas, view):
         del request, view

@@ -149,30 +149,6 @@ class Parts(NamedTuple):
         del params
         return output.hidden
 
-    def run(
-        self,
-        params: Any,
-        target: Any,
-        tokens: Int[Array, "B T"],
-        features: Float[Array, "B T D"],
-        program: MaskProgram,
-        cached: Rows | None = None,
-        num_out: int | None = None,
-    ) -> tuple[Float[Array, "B n D"], Rows]:
-        """States behind the tokens: of the last n rows, by default of all; and all rows' cache.
-
-        Args:
-            params: of the heads.
-            target: the target's parameters.
-            tokens: the tokens behind those of the features.
-            features: the target's, or the heads' own of earlier rows.
-            program: who sees whom.
-            cached: the heads' rows of the text.
-            num_out: n.
-        """
-        read, x = self.enter(params, target, tokens, features)
-        return self.layer(params, read, x, program, cached, num_out or x.shape[1])
-
     def enter(
         self, params: Any, target: Any, tokens: Int[Array, "B T"], features: Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B T I"], Float[Array, "B T D"]]:
@@ -195,6 +171,32 @@ class Parts(NamedTuple):
         """The tokens of columns."""
         del params
         return columns
+
+
+def run(
+    parts: Any,
+    params: Any,
+    target: Any,
+    tokens: Int[Array, "B T"],
+    features: Float[Array, "B T D"],
+    program: MaskProgram,
+    cached: Rows | None = None,
+    num_out: int | None = None,
+) -> tuple[Float[Array, "B n D"], Rows]:
+    """States behind the tokens: of the last n rows, by default of all; and all rows' cache.
+
+    Args:
+        parts: `Parts`, or those of `eagle3`.
+        params: of the heads.
+        target: the target's parameters.
+        tokens: the tokens behind those of the features.
+        features: the target's, or the heads' own of earlier rows.
+        program: who sees whom.
+        cached: the heads' rows of the text.
+        num_out: n.
+    """
+    read, x = parts.enter(params, target, tokens, features)
+    return parts.layer(params, read, x, program, cached, num_out or tokens.shape[1])
 
 
 def bind(shape: Shape, config: ModelConfig, kv_dtype: Any, target: Target) -> Parts:

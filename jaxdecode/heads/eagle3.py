@@ -15,8 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.core import ops
-from jaxdecode.core.masks import MaskProgram
-from jaxdecode.core.protocols import Rows, Target, TargetOutput
+from jaxdecode.core.protocols import Target, TargetOutput
 from jaxdecode.errors import InputError
 from jaxdecode.heads import eagle
 from jaxdecode.heads.eagle import Layer
@@ -62,20 +61,6 @@ class Parts(NamedTuple):
         """The three depths as one state."""
         seen = jnp.concatenate([output.taps[name] for name in self.taps], axis=-1)
         return ops.linear(seen, params["fuse"]["kernel"].astype(seen.dtype), seen.dtype)
-
-    def run(
-        self,
-        params: Any,
-        target: Any,
-        tokens: Int[Array, "B T"],
-        features: Float[Array, "B T D"],
-        program: MaskProgram,
-        cached: Rows | None = None,
-        num_out: int | None = None,
-    ) -> tuple[Float[Array, "B n D"], Rows]:
-        """As `eagle.Parts.run`."""
-        read, x = self.enter(params, target, tokens, features)
-        return self.layer(params, read, x, program, cached, num_out or tokens.shape[1])
 
     def enter(
         self, params: Any, target: Any, tokens: Int[Array, "B T"], features: Float[Array, "B T D"]

@@ -35,7 +35,7 @@ RANKS = {
     "api": 9,
     "plan": 9.5,
     "evals": 10,
-    "train": 10.5,
+    "training": 10.5,
     "cli": 11,
     "__main__": 12,
 }

@@ -17,7 +17,7 @@ import jaxdecode as jd
 from jaxdecode.cli.common import use_compile_cache
 from jaxdecode.cli.prompts import read_suite, tokenize_all
 from jaxdecode.evals.bench import spread
-from jaxdecode.train import distill
+from jaxdecode.training import distill
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 from jaxdecode import api
 from jaxdecode.cli import distill as command
 from jaxdecode.cli import output
-from jaxdecode.train.data import Data, open_data
+from jaxdecode.training.data import Data, open_data
 
 PROMPTS = [
     *({"tokens": [3 + i, 1, 4], "category": "count"} for i in range(12)),

@@ -80,7 +80,7 @@ def test_bad_input_is_one_line(trained, tmp_path):
 
 
 def test_sigterm_has_its_exit_code_and_resume_goes_on(trained, monkeypatch):
-    from jaxdecode.train import run
+    from jaxdecode.training import run
 
     save = run._Trainer._save
 

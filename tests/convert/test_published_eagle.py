@@ -16,10 +16,11 @@ from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.drafters.eagle import KINDS
 from jaxdecode.errors import CorruptCheckpointError, UnsupportedError
 from jaxdecode.evals.toys import random_heads
+from jaxdecode.heads import eagle
 from jaxdecode.models.config import Rope
-from jaxdecode.train.objective import program
+from jaxdecode.training.objective import program
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 D, V, F, HEADS, KV, DIM, DRAFTS = 32, 61, 48, 4, 2, 8, 20
 # Of the heads' layer, and neither is the target's.
@@ -127,7 +128,10 @@ def rotated(x, base=THETA):
 
 def layer_of(tensors, prefix, read, x):
     """A Llama layer by the book, whose attention reads `read` and adds to `x`."""
-    part = lambda name: tensors[f"{prefix}.{name}.weight"].astype(np.float64)  # noqa: E731
+
+    def part(name):
+        return tensors[f"{prefix}.{name}.weight"].astype(np.float64)
+
     num = len(x)
 
     def project(name, heads):
@@ -172,7 +176,7 @@ def said(heads, lm):
     following = np.asarray([[*TEXT[1:], 7]])
     params = head_files.fitting(heads, lm.config, np.float32).params
     seen = parts.features(params, output)
-    out, _ = parts.run(params, lm.params, following, seen, program(data))
+    out, _ = eagle.run(parts, params, lm.params, following, seen, program(data))
     read = [output.taps[name] for name in parts.taps] or [output.hidden]
     scores = np.asarray(parts.scores(params, lm.params, out))[0]
     return scores, np.concatenate(read, axis=-1)[0].astype(np.float64), following[0]

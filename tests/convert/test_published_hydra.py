@@ -14,9 +14,9 @@ from jaxdecode.convert import published
 from jaxdecode.errors import CorruptCheckpointError, InputError, UnsupportedError
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import hydra, hydra_pp
-from jaxdecode.train.objective import program
+from jaxdecode.training.objective import program
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 D, V, F, HEADS, KV, DIM, LAYERS = 32, 61, 48, 4, 2, 8, 3
 ARCHS = ("mlp", "prefix-mlp")

@@ -9,9 +9,9 @@ import jaxdecode as jd
 from jaxdecode import options
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import clover2
-from jaxdecode.train.objective import program
+from jaxdecode.training.objective import program
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [5, 3, 5]]
 TEXT = [5, 2, 9, 4, 4, 1, 3, 8, 6, 2, 7, 5]

@@ -12,11 +12,11 @@ from jaxdecode.core.masks import MaskProgram
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import dflash
-from jaxdecode.train import blocks
-from jaxdecode.train.objective import program
-from jaxdecode.train.objectives import dflash as objective
+from jaxdecode.training import blocks
+from jaxdecode.training.objective import program
+from jaxdecode.training.objectives import dflash as objective
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 SMALL = {"block": 4, "num_layers": 2}

@@ -12,11 +12,11 @@ from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.drafters import eagle as drafter
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import eagle, eagle3
-from jaxdecode.train import losses
-from jaxdecode.train.objective import program
-from jaxdecode.train.objectives import eagle3 as objective
+from jaxdecode.training import losses
+from jaxdecode.training.objective import program
+from jaxdecode.training.objectives import eagle3 as objective
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [5, 3, 5]]
 TEXT = [5, 2, 9, 4, 4, 1, 3, 8, 6, 2, 7, 5]
@@ -41,7 +41,7 @@ def test_the_past_is_that_of_a_fresh_pass(line):
     output = lm.target.forward(lm.params, data.tokens, program(data), None, parts.taps)
     following = jnp.pad(data.tokens[:, 1:], ((0, 0), (0, 1)))
     seen = parts.features(heads.params, output)
-    out, (keys, values) = parts.run(heads.params, lm.params, following, seen, program(data))
+    out, (keys, values) = eagle.run(parts, heads.params, lm.params, following, seen, program(data))
     for b in range(len(PROMPTS)):
         size = int(state.canvas.length[b])
         assert int(own.num_rows[b]) == size
@@ -110,7 +110,7 @@ def test_the_passes_equal_one_row_after_the_other():
             positions=jnp.arange(num)[None],
             num_new=jnp.full(1, num),
         )
-        out, _ = parts.run(heads.params, lm.params, tokens, rows, mask)
+        out, _ = eagle.run(parts, heads.params, lm.params, tokens, rows, mask)
         np.testing.assert_allclose(out[0, -1], outs[j][0, place], **CLOSE)
         tokens = jnp.concatenate([tokens, jnp.asarray([[TEXT[place + 2 + j]]])], axis=1)
         rows = jnp.concatenate([rows, out[:, -1:]], axis=1)

@@ -12,11 +12,11 @@ from jaxdecode.core import masks
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import falcon
 from jaxdecode.models import extra
-from jaxdecode.train.objective import program
-from jaxdecode.train.objectives import falcon as objective
+from jaxdecode.training.objective import program
+from jaxdecode.training.objectives import falcon as objective
 from jaxdecode.trees import passes, static
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 SMALL_PROMPTS = [[3, 1, 4, 1, 5], [2], [2, 0, 5, 3, 5, 1, 4, 1, 3]]

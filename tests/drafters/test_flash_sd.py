@@ -14,10 +14,10 @@ from jaxdecode import options
 from jaxdecode.core import loop, masks
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import flash_sd
-from jaxdecode.train.objective import program
-from jaxdecode.train.objectives import flash_sd as objective
+from jaxdecode.training.objective import program
+from jaxdecode.training.objectives import flash_sd as objective
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 IMAGE = {"block": 3, "num_queries": 2, "image_token": 0}

@@ -15,7 +15,7 @@ from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import hidden_transfer
 from jaxdecode.trees import injected, probes, static
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 SHAPE = {"num_probes": 3}

@@ -12,11 +12,11 @@ from jaxdecode.core.protocols import Weights
 from jaxdecode.core.types import Canvas
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import hydra, hydra_pp, medusa
-from jaxdecode.train import losses
-from jaxdecode.train.objective import program
+from jaxdecode.training import losses
+from jaxdecode.training.objective import program
 from jaxdecode.trees import ranked, static
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 KINDS = ("hydra", "hydra_pp")
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [5, 3, 5]]

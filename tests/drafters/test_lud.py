@@ -10,9 +10,9 @@ from jaxdecode.core.protocols import Weights
 from jaxdecode.drafters import lud
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
-from jaxdecode.train.objectives import lud as objective
+from jaxdecode.training.objectives import lud as objective
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 LAW = {"temperature": 0.9, "seed": 4}

@@ -11,10 +11,10 @@ from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import medusa
-from jaxdecode.train.objectives import medusa as objective
+from jaxdecode.training.objectives import medusa as objective
 from jaxdecode.trees import static
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PATHS = [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
 SEES = (

@@ -10,10 +10,10 @@ from jaxdecode.core import masks
 from jaxdecode.core.protocols import Weights
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import mtp_future
-from jaxdecode.train.objectives import mtp_future as objective
+from jaxdecode.training.objectives import mtp_future as objective
 from jaxdecode.trees import probes, static
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 SEES = "100000000 110000000 111000000 100100000 100110000 100111000 100100100 100100110 100100111"

@@ -13,10 +13,10 @@ from jaxdecode.core.protocols import Weights
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import ppd
-from jaxdecode.train import probed
+from jaxdecode.training import probed
 from jaxdecode.trees import probes, sparse
 from tests import toys
-from tests.train import gate
+from tests.training import gate
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 

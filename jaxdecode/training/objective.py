@@ -1,0 +1,102 @@
+"""The seam between the trainer and what is trained: a bundle of pure functions.
+
+An objective is a file in `training/objectives/` with `Config`, a frozen keyword-only dataclass of
+its own settings, and `make(config, models) -> Objective`. Among the models are a draft model if
+the recipe trains one, and heads if it trains some.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxdecode.core.masks import MaskProgram
+from jaxdecode.core.types import pytree
+
+
+@pytree
+class Batch:
+    """Packed texts.
+
+    Attributes:
+        tokens: token ids; several texts may share a row.
+        positions: position of each token in its own text.
+        segments: which text of its row a token belongs to, from 1; 0 is padding.
+        weight: 1 where the token is one to be predicted (an answer's), 0 for prompts and padding.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    weight: Float[Array, "B T"]
+
+
+class Start(NamedTuple):
+    """What training begins with.
+
+    Attributes:
+        params: everything that the run may change or that belongs to its result: nested dicts.
+        frozen: whether a leaf stays as it is, by its name ("blocks/kernel"). Leaves that are not
+            floating-point never change.
+    """
+
+    params: Any
+    frozen: Callable[[str], bool] = lambda name: False
+
+
+class Export(NamedTuple):
+    """What a run leaves behind to decode with.
+
+    Attributes:
+        heads: parameters of the heads; None if the objective has none.
+        target: the changed target's parameters; None if it is as it was.
+        draft: the trained draft model's parameters; None if there is none.
+    """
+
+    heads: Any = None
+    target: Any = None
+    draft: Any = None
+
+
+class Objective(NamedTuple):
+    """What is minimised.
+
+    init:   (key, weights) -> Start; `weights` are the models' before training, `weights.drafter`
+            the draft model's plain parameters
+    loss:   (params, target params, batch, key) -> (loss [], metrics: dict of scalars). The mean
+            over the tokens that count, so that batches weigh alike. Differentiable in `params`;
+            nothing flows into the target's parameters.
+    export: (params, target params) -> Export
+    """
+
+    init: Callable[..., Start]
+    loss: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+    export: Callable[..., Export]
+
+
+def heads_only(params: Any, target: Any) -> Export:
+    """The `export` of objectives whose parameters are the heads'."""
+    del target
+    return Export(heads=params)
+
+
+def program(batch: Batch) -> MaskProgram:
+    """Causal attention within each text."""
+    num_rows, width = batch.tokens.shape
+    return MaskProgram(
+        cached=jnp.zeros(num_rows, jnp.int32),
+        positions=batch.positions,
+        num_new=jnp.full(num_rows, width, jnp.int32),
+        segments=batch.segments,
+    )
+
+
+def ahead(batch: Batch, offset: int) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+    """The token `offset` places after each, and its weight; 0 where the text has none."""
+
+    def shift(array: Array) -> Array:
+        return jnp.pad(array[:, offset:], ((0, 0), (0, offset)))
+
+    same = (shift(batch.segments) == batch.segments) & (batch.segments > 0)
+    return shift(batch.tokens), jnp.where(same, shift(batch.weight), 0.0)

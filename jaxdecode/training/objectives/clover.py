@@ -1,0 +1,34 @@
+"""Clover: every head learns the token it guesses, given the tokens before it; the target is frozen.
+
+Loss: sum over heads k (from 0) of decay^(k+1) CE(head k, token k + 2 places on), as Medusa's
+(arXiv:2405.00263 does not give its weights).
+"""
+
+import dataclasses
+
+from jaxdecode.core.protocols import Models
+from jaxdecode.heads import clover
+from jaxdecode.training.objective import Objective, Start, heads_only
+from jaxdecode.training.objectives import hydra
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(hydra.Config):
+    """Settings: those of Hydra."""
+
+
+def make(config: Config, models: Models) -> Objective:
+    """The objective of a layer and heads on a frozen target."""
+    assert models.heads is not None
+    shape, model = models.heads.shape, models.target
+    prefix = clover.bind(model.config, model.kv_dtype)
+
+    def init(key, weights):
+        return Start(clover.init(shape, model.config, key, weights.target))
+
+    def step(params, head, state, row, target_logits):
+        state = clover.step(params, head, state, row)
+        return target_logits(state), state
+
+    loss = hydra.loss_of(config, models, prefix.states, step)
+    return Objective(init=init, loss=loss, export=heads_only)

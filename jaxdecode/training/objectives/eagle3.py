@@ -1,0 +1,134 @@
+"""EAGLE-3: the drafter is trained on what it will read: its own outputs, several tokens deep.
+
+Pass 0 reads the target's states; pass j reads the outputs of pass j - 1, with the tokens j places
+further. A row of pass j sees the rows of pass 0 up to its place, and at its place those of passes
+1 to j: what a node j levels deep sees in decoding.
+
+Loss: sum over passes j of decay^j CE(target's law j + 2 tokens on, over the draft vocabulary, the
+drafter's); places where the target's first choice cannot be drafted add 0 and count in the mean.
+The target is frozen (arXiv:2503.01840 section 3.2, training-time test).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdecode import checks
+from jaxdecode.core.protocols import Models
+from jaxdecode.heads import eagle3
+from jaxdecode.models import extra
+from jaxdecode.training import features, losses, probed
+from jaxdecode.training.objective import Batch, Objective, Start, ahead, heads_only, program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings.
+
+    Attributes:
+        num_passes: passes, so tokens that are guessed ahead in training.
+        decay: weight of each pass relative to the one before.
+        num_places: places of a text whose guesses are compared in one step; None compares all.
+    """
+
+    num_passes: int = 7
+    decay: float = 0.8
+    num_places: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their range, by name."""
+        checks.integer("num_passes", self.num_passes, low=1, high=64)
+        checks.number("decay", self.decay, "a number in (0, 1]", lambda x: 0 < x <= 1)
+        if self.num_places is not None:
+            checks.integer("num_places", self.num_places, low=1)
+
+
+def make(config: Config, models: Models) -> Objective:
+    """The objective of heads on a frozen target."""
+    assert models.heads is not None
+    shape, model = models.heads.shape, models.target
+    target = model.target
+    parts = eagle3.bind(shape, model.config, model.kv_dtype, target)
+
+    def init(key, weights):
+        return Start(eagle3.init(shape, model.config, key, weights.target))
+
+    def loss(params, target_params, batch, key):
+        frozen = jax.lax.stop_gradient(target_params)
+        output = target.forward(frozen, batch.tokens, program(batch), None, parts.taps)
+        places = probed.choose(ahead(batch, 2)[1], key, config.num_places)
+        trimmed = _trimmed(model.config, frozen, params.get("tokens"))
+        can = _can_be_drafted(target, frozen, output.hidden, params.get("tokens"))
+        total, metrics = jnp.float32(0), {}
+        for j, out in enumerate(unrolled(parts, params, frozen, batch, output, config.num_passes)):
+            weight = probed.taken(ahead(batch, j + 2)[1], places)
+            sure = probed.taken(features.shift(can, j + 1), places)
+            taught = probed.taken(features.shift(output.hidden, j + 1), places)
+
+            def per_token(out, taught):
+                ours = parts.scores(params, frozen, out)
+                theirs = target.logits(trimmed, taught)
+                hit = ours.argmax(-1) == theirs.argmax(-1)
+                return losses.soft_cross_entropy(ours, jax.nn.softmax(theirs)), hit
+
+            errors, hits = losses.over_tokens(per_token, probed.taken(out, places), taught)
+            total += config.decay**j * losses.weighted_mean(errors * sure, weight)
+            metrics[f"accuracy.{j}"] = losses.weighted_mean(hits * sure, weight)
+        return total, metrics
+
+    return Objective(init=init, loss=loss, export=heads_only)
+
+
+def unrolled(
+    parts: eagle3.Parts, params: Any, frozen: Any, batch: Batch, output: Any, num_passes: int
+) -> list[Float[Array, "B T D"]]:
+    """Outputs of every pass.
+
+    Their scores are computed again in the backward pass: kept, those of all passes would be the
+    most that a step holds.
+    """
+    layer, sees = parts.layer, sees_of(batch.segments)
+
+    @jax.checkpoint
+    def deeper(params, read, tokens, positions, above):
+        read, x = parts.enter(params, frozen, tokens, read)
+        attend = extra.attend_down
+        mixed, own = attend(
+            layer.config, layer.kv_dtype, params["attn"], read, positions, sees, above
+        )
+        return layer.after(params, x + mixed), own
+
+    read, above, made = parts.features(params, output), [], []
+    for j in range(num_passes):
+        read, own = deeper(params, read, ahead(batch, j + 1)[0], batch.positions + j, above)
+        above.append(own)
+        made.append(read)
+    return made
+
+
+def sees_of(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which rows of pass 0 each row sees: those of its text up to its place."""
+    place = jnp.arange(segments.shape[1])
+    return (segments[:, :, None] == segments[:, None, :]) & (place[:, None] >= place)
+
+
+def _trimmed(config: Any, frozen: Any, tokens: Int[Array, "v"] | None) -> Any:
+    """The target's parameters with the head's rows of these tokens only."""
+    if tokens is None:
+        return frozen
+    if config.tied_embeddings:
+        return frozen | {"embed": {"embedding": frozen["embed"]["embedding"][tokens]}}
+    return frozen | {"head": {"kernel": frozen["head"]["kernel"][tokens]}}
+
+
+def _can_be_drafted(
+    target: Any, frozen: Any, hidden: Float[Array, "B T D"], tokens: Int[Array, "v"] | None
+) -> Float[Array, "B T"]:
+    """1 where the target's first choice is a token of the draft vocabulary."""
+    if tokens is None:
+        return jnp.ones(hidden.shape[:2])
+    best = losses.over_tokens(lambda x: target.logits(frozen, x).argmax(-1), hidden)
+    return jax.lax.stop_gradient((best[..., None] == tokens).any(-1).astype(jnp.float32))

@@ -1,0 +1,195 @@
+"""RECIPES: what can be trained, on one page. Pure data: it names files and imports none of them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Recipe(NamedTuple):
+    """One thing that can be trained.
+
+    Attributes:
+        objective: file in `training/objectives/`.
+        method: registry line that decodes with the result, to measure acceptance.
+        source: paper.
+        summary: one line for listings.
+        heads: kind of heads that are trained: a file in `heads/`; None if there are none.
+        draft: a draft model is trained; with neither heads nor a draft model it is the target.
+        options: settings of the objective that this recipe fixes differently from its defaults.
+    """
+
+    objective: str
+    method: str
+    source: str
+    summary: str
+    heads: str | None = None
+    draft: bool = False
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+RECIPES = {
+    "medusa": Recipe(
+        objective="medusa",
+        heads="medusa",
+        method="medusa",
+        source="arXiv:2401.10774",
+        summary="heads on the last hidden state; the target is frozen (Medusa-1)",
+    ),
+    "ppd": Recipe(
+        objective="ppd",
+        heads="ppd",
+        method="ppd",
+        source="arXiv:2405.18628",
+        summary="embeddings of prompt tokens, by the target's own law further on",
+    ),
+    "mtp_future": Recipe(
+        objective="mtp_future",
+        heads="mtp_future",
+        method="mtp_future",
+        source="arXiv:2507.11851",
+        summary="mask tokens, adapters for their rows only, and a sampler",
+    ),
+    "hidden_transfer": Recipe(
+        objective="hidden_transfer",
+        heads="hidden_transfer",
+        method="hidden_transfer",
+        source="arXiv:2404.12022",
+        summary="matrices that turn a state into those of the tokens ahead, by the target's law",
+    ),
+    "layerskip": Recipe(
+        objective="early_exit",
+        method="layerskip",
+        source="arXiv:2404.16710",
+        summary="the target itself, to be read after any of its layers",
+    ),
+    "del": Recipe(
+        objective="early_exit",
+        method="del",
+        source="arXiv:2504.05598",
+        summary="as layerskip; decoding picks the layer by itself",
+    ),
+    "s2d": Recipe(
+        objective="s2d",
+        draft=True,
+        method="s2d",
+        source="arXiv:2407.01955",
+        summary="a draft model that is read after its first layers too, cut from the target",
+    ),
+    "fastdraft": Recipe(
+        objective="fastdraft",
+        draft=True,
+        method="draft_model",
+        source="arXiv:2411.11055",
+        summary="a draft model by the next token: of any text, then of the target's answers",
+    ),
+    "tvdpp": Recipe(
+        objective="tvdpp",
+        draft=True,
+        method="draft_model",
+        source="arXiv:2403.00858",
+        summary="a draft model by rewards for tokens to which it gives too little",
+    ),
+    "cllm": Recipe(
+        objective="consistency",
+        method="jacobi",
+        source="arXiv:2403.00835",
+        summary="the target itself, to leap from any Jacobi guess to the fixed point",
+    ),
+    "ceed_vla": Recipe(
+        objective="consistency",
+        method="ceed_vla",
+        source="arXiv:2506.13725",
+        summary="as cllm, but the text teaches where the target's fixed point is far from it",
+        options=MappingProxyType({"max_deviation": 0.25, "causal": 1.0}),
+    ),
+    "judge": Recipe(
+        objective="judge",
+        heads="judge",
+        method="judge_decoding",
+        source="arXiv:2501.19309",
+        summary="a linear head that tells good tokens from mistakes, by the target's state",
+    ),
+    "dflash": Recipe(
+        objective="dflash",
+        heads="dflash",
+        method="dflash",
+        source="arXiv:2602.06036",
+        summary="a drafter that guesses a block at once, conditioned on layers of the target",
+    ),
+    "falcon": Recipe(
+        objective="falcon",
+        heads="falcon",
+        method="falcon",
+        source="arXiv:2412.12639",
+        summary="a drafter of states in blocks, with glances at the answers",
+    ),
+    "lud": Recipe(
+        objective="lud",
+        method="lud",
+        source="arXiv:2405.15208",
+        summary="the target learns to finish lexical units at pads",
+    ),
+    "flash_sd": Recipe(
+        objective="flash_sd",
+        heads="flash_sd",
+        method="flash_sd",
+        source="arXiv:2505.12728",
+        summary="a drafter of states, several from one row, and queries that mix images",
+    ),
+    "hydra": Recipe(
+        objective="hydra",
+        heads="hydra",
+        method="hydra",
+        source="arXiv:2402.05109",
+        summary="heads that read the tokens before theirs, by the tokens of the text",
+    ),
+    "hydra_pp": Recipe(
+        objective="hydra_pp",
+        heads="hydra_pp",
+        method="hydra_pp",
+        source="arXiv:2402.05109",
+        summary="a prefix layer and deeper heads, by the target's own law",
+    ),
+    "clover2": Recipe(
+        objective="clover2",
+        heads="clover2",
+        method="clover2",
+        source="arXiv:2408.00264",
+        summary="a state that takes in tokens, by the tokens of the text and the target's states",
+    ),
+    "clover": Recipe(
+        objective="clover",
+        heads="clover",
+        method="clover",
+        source="arXiv:2405.00263",
+        summary="a layer and heads that hand on a state, by the tokens of the text",
+    ),
+    "medusa2": Recipe(
+        objective="medusa2",
+        heads="medusa",
+        method="medusa",
+        source="arXiv:2401.10774",
+        summary="Medusa heads and their target, which learn together (Medusa-2)",
+    ),
+    "eagle1": Recipe(
+        objective="eagle",
+        heads="eagle",
+        method="eagle1",
+        source="arXiv:2401.15077",
+        summary="a layer on the target's states, by its next states and laws",
+    ),
+    "eagle2": Recipe(
+        objective="eagle",
+        heads="eagle",
+        method="eagle2",
+        source="arXiv:2406.16858",
+        summary="as eagle1, measured in a tree that grows where the layer is surest",
+    ),
+    "eagle3": Recipe(
+        objective="eagle3",
+        heads="eagle3",
+        method="eagle3",
+        source="arXiv:2503.01840",
+        summary="a layer on three depths of the target, trained on its own outputs",
+    ),
+}

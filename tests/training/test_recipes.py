@@ -1,0 +1,103 @@
+"""Every recipe, by the config that is shipped for it, from data to tokens on a tiny model."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxdecode as jd
+from jaxdecode.convert import catalog
+from jaxdecode.convert import heads as head_files
+from jaxdecode.convert.heads import flattened
+from jaxdecode.core.protocols import HeadSpec, Weights
+from jaxdecode.models import decoder
+from jaxdecode.paths import config_dir
+from jaxdecode.training import config as configs
+from jaxdecode.training import setup
+from jaxdecode.training.recipes import RECIPES
+from jaxdecode.training.run import train
+from tests.training import runs
+
+# Small enough to run in seconds; what the file says of sizes of heads and objective stays.
+SMALL = [
+    f"target={runs.TINY}",
+    "data.max_length=32",
+    "batch_size=2",
+    "micro_batches=1",
+    "steps=2",
+    "measure={num_prompts: 1, max_new_tokens: 6, baseline: ar}",
+]
+
+
+def small(recipe, folder):
+    """The shipped config of a recipe with everything small."""
+    changes = [
+        *SMALL,
+        f"data.train={runs.write_data(folder)}",
+        f"data.held_out={runs.write_data(folder, num=2, seed=1, name='held.jsonl')}",
+    ]
+    if RECIPES[recipe].draft:
+        changes.append("draft={num_layers: 1}")
+    return configs.read(config_dir() / "train" / f"{recipe}_smollm2.yaml", changes)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not help")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_shipped_config_runs_from_end_to_end(recipe, tmp_path):
+    config = small(recipe, tmp_path)
+    run = train(config, out=tmp_path / "run")
+    assert run.stopped == "finished"
+    measured = run.metrics[-1]
+    assert np.isfinite(run.metrics[0]["loss"]) and run.metrics[0]["gradient"] > 0
+    assert measured["acceptance_length"] == run.best and measured["differing"] in (0, None)
+    line, lm = RECIPES[recipe], jd.load(runs.TINY, progress=False)
+    asked = {"max_new_tokens": 6, "method": line.method}
+    if line.heads is not None:
+        asked["heads"] = run.folder
+    elif line.draft:
+        asked["draft"] = jd.load(run.checkpoint, progress=False)
+    else:
+        lm = jd.load(run.checkpoint, progress=False)
+    out = jd.generate(lm, [3, 4, 5, 6], **asked)
+    assert len(out.tokens[0]) == 6
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_shipped_config_fits_the_model_it_names(recipe):
+    """Sizes in the file are right for SmolLM2, not only for the tiny model."""
+    file = config_dir() / "train" / f"{recipe}_smollm2.yaml"
+    config = configs.read(file)
+    setup.objective_config(config.line, config.objective)
+    target, key = catalog.model_shape(config.target), jax.random.key(0)
+    if isinstance(config.draft, dict):
+        setup.draft_config(target, config.draft)
+    if config.line.heads is None:
+        return
+    spec = HeadSpec(config.line.heads, head_files.shape_of(config.line.heads, config.shape))
+    fresh = jax.eval_shape(
+        lambda: head_files.initial(spec, target, key, decoder.init_params(target, key))
+    )
+    assert jax.tree.leaves(fresh)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_frozen_stays_and_what_is_trained_moves(recipe, tmp_path):
+    built = setup.build(small(recipe, tmp_path))
+    start = built.objective.init(jax.random.key(0), Weights(built.lm.params, _params(built.draft)))
+    before = {name: np.array(leaf) for name, leaf in flattened(start.params).items()}
+    target = jax.tree.map(np.array, built.lm.params)
+    step = setup.compiled(built, built.lm.dtype)
+    state = setup.first_state(built)
+    for _ in range(2):
+        batch = setup.to_devices(next(built.loader), None, 2)
+        state, _ = step(state, built.parts.held, built.lm.params, batch, jax.random.key(0))
+    moved = {n for n, leaf in state.params.items() if (np.asarray(leaf) != before[n]).any()}
+    assert moved
+    for name, leaf in built.parts.held.items():
+        assert np.asarray(leaf).tobytes() == before[name].tobytes(), name
+        assert name not in state.params
+    for a, b in zip(jax.tree.leaves(target), jax.tree.leaves(built.lm.params), strict=True):
+        assert a.tobytes() == np.asarray(b).tobytes()
+
+
+def _params(lm):
+    return None if lm is None else lm.params
