@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 # Rows of scores over a vocabulary that are held at once.
 CHUNK = 128
-# Places of a row in a chunk: the vocabulary's matrix is read once for all of them.
-MIN_PLACES = 32
+# Rows that share a chunk; more rows make it larger instead of shorter, for the vocabulary's matrix
+# is read once per chunk.
+SHARING = 4
 
 
 def weighted_mean(values: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
@@ -67,7 +68,7 @@ def over_tokens(
         chunk: N; where rows are many, more.
     """
     batch, width = arrays[0].shape[:2]
-    size = min(max(chunk // batch, MIN_PLACES), width)
+    size = min(max(chunk // min(batch, SHARING), 1), width)
     steps = -(-width // size)
 
     def split(array: Array) -> Array:
