@@ -21,7 +21,8 @@ from tests.training import gate
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [5, 3, 5]]
 TEXT = [5, 2, 9, 4, 4, 1, 3, 8, 6, 2, 7, 5]
 LINES = ["eagle1", "eagle2", "eagle3"]
-CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+# States reach tens: float32 keeps six digits of the largest, whatever the size of the entry.
+CLOSE = {"rtol": 1e-5, "atol": 1e-4}
 KIND = {"eagle1": "eagle", "eagle2": "eagle", "eagle3": "eagle3"}
 
 
