@@ -27,7 +27,7 @@ import jaxdecode
 from jaxdecode.convert import pieces
 from jaxdecode.convert.source import DTYPES, Source, check_config
 from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError
-from jaxdecode.models.config import FAMILIES, ModelConfig, Rope, param_shapes
+from jaxdecode.models.config import FAMILIES, Denoiser, ModelConfig, Rope, param_shapes
 
 FORMAT = "jaxdecode-checkpoint"
 # 2: output kernels became [out, in]; a square one of version 1 would load silently transposed.
@@ -232,6 +232,8 @@ def config_from_manifest(manifest: dict[str, Any], where: str) -> ModelConfig:
         fields["layer_windows"] = tuple(fields["layer_windows"])
         for key in ("rope", "local_rope"):
             fields[key] = None if fields[key] is None else Rope(**fields[key])
+        if fields.get("denoiser") is not None:
+            fields["denoiser"] = Denoiser(**fields["denoiser"])
         config = ModelConfig(**fields)
         if config.family not in FAMILIES or config.rope is None:
             raise ValueError(f"family {config.family!r} or its rope is not known")

@@ -29,6 +29,23 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """How a model fills undecided slots of a text, for models trained to.
+
+    Attributes:
+        mask_token: the token that stands in undecided slots when they enter the model.
+        shifted: whether the hidden state of a position scores the token after it, as in the
+            autoregressive model that it was made from, rather than its own.
+        block: positions per block; a position sees its own and all earlier blocks. 0: everything
+            is one block, every position sees every other.
+    """
+
+    mask_token: int
+    shifted: bool = False
+    block: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Static description of one model; hashable, so it can be a static argument under jit.
 
@@ -57,6 +74,7 @@ class ModelConfig:
             (itself included), 0 means all.
         rope: rotary embedding of full-attention layers (and of all layers if local_rope is None).
         local_rope: rotary embedding of windowed layers.
+        denoiser: how the model fills undecided slots; None for autoregressive models.
     """
 
     family: str
@@ -82,6 +100,7 @@ class ModelConfig:
     layer_windows: tuple[int, ...]
     rope: Rope = Rope()
     local_rope: Rope | None = None
+    denoiser: Denoiser | None = None
 
     @property
     def group_size(self) -> int:
