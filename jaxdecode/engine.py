@@ -175,7 +175,8 @@ def prefilled(
     slots = slots_of(engine, prompts, max_new_tokens)
     host = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
     batch = len(host.length)
-    cache, drafter = prefill.start(weights, model, method.drafter, request, host, engine.memory)
+    kept = model._replace(cache=method.cache)
+    cache, drafter = prefill.start(weights, kept, method.drafter, request, host, engine.memory)
     canvas = jax.tree.map(jnp.asarray, host)
     names = [field.name for field in dataclasses.fields(Stats)]
     stats = Stats(**{name: jnp.asarray(np.zeros_like(host.length)) for name in names})

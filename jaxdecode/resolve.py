@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxdecode.core.entry import Entry
-from jaxdecode.core.protocols import Method, Model, Models, Verifier, Weights
+from jaxdecode.core.protocols import Cache, Method, Model, Models, Verifier, Weights
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError, UnknownNameError, near_matches
 from jaxdecode.options import Options
@@ -27,12 +27,14 @@ class Choice:
         name: its registry key.
         drafter: the drafter file's `Config`.
         verifier: the verifier file's `Config`.
+        commit: the commit rule's `Config`; None where trees are proposed.
         policy: the policy file's `Config`; None for the methods that are the loop itself.
     """
 
     name: str
     drafter: Any
     verifier: Any
+    commit: Any = None
     policy: Any = None
 
     @property
@@ -62,6 +64,8 @@ def split(name: str, options: Mapping[str, Any]) -> tuple[Options, Choice]:
     shared = {field.name for field in dataclasses.fields(Options)}
     parts = {"drafter": _config("drafters", entry.drafter)}
     parts["verifier"] = _config("verifiers", entry.verifier)
+    if entry.fills:
+        parts["commit"] = _config("commits", entry.commit)
     if entry.policy is not None:
         parts["policy"] = _config("search", entry.policy)
     given: dict[str, dict[str, Any]] = {seat: {} for seat in parts}
@@ -95,6 +99,17 @@ def _refuse(name: str, entry: Entry, asked: Options) -> None:
                 f"method {name!r} cannot honour {field}={value!r}; leave {field} out, or use "
                 "another method."
             )
+
+
+def check_model(name: str, config: Any) -> None:
+    """Refuses a method that fills slots on a model that cannot, and the other way round."""
+    if METHODS[name].fills == (config.denoiser is not None):
+        return
+    fits = [other for other, entry in METHODS.items() if entry.fills != METHODS[name].fills]
+    kind = "writes one token after the other" if METHODS[name].fills else "fills undecided slots"
+    raise InputError(
+        f"method {name!r} cannot run this model, which {kind}; use one of {', '.join(fits)}."
+    )
 
 
 def check_draft(name: str, *, given: bool) -> None:
@@ -147,6 +162,7 @@ def weights_of(
         draft: the draft model's `DraftWeights`, or None.
         heads: parameters of the heads, or None.
     """
+    check_model(choice.name, models.target.config)
     check_draft(choice.name, given=models.draft is not None)
     check_heads(choice.name, None if models.heads is None else models.heads.kind)
     method = method_of(choice, models)
@@ -166,10 +182,14 @@ def method_of(choice: Choice, models: Models) -> Method:
             f"{choice.name!r} would draft {drafter.max_depth} tokens in a row, but a canvas has "
             f"room for {MAX_DEPTH}; lower num_draft."
         )
+    commit = None
+    if entry.fills:
+        commit = _module("commits", entry.commit).make(choice.commit, models)
     return Method(
         drafter=drafter,
         verifier=verifier(entry.verifier, choice.verifier),
-        cache=models.target.cache,
+        cache=models.target.cache if drafter.keeps else cache("none", models.target.mesh),
+        commit=commit,
     )
 
 
@@ -183,11 +203,16 @@ def policy(file: str) -> Callable[..., Any]:
     return _module("search", file).run
 
 
+def cache(file: str, mesh: Mesh | None = None) -> Cache:
+    """The bundle of a file in `caches/`."""
+    return _module("caches", file).make(mesh)
+
+
 def model_of(
-    config: Any, target: Any, kv_dtype: Any, mesh: Mesh | None = None, cache: str = "dense"
+    config: Any, target: Any, kv_dtype: Any, mesh: Mesh | None = None, kept: str = "dense"
 ) -> Model:
     """A language model bound to the cache file that keeps its keys and values."""
-    return Model(target, config, kv_dtype, _module("caches", cache).make(mesh), mesh)
+    return Model(target, config, kv_dtype, cache(kept, mesh), mesh)
 
 
 def _config(folder: str, file: str) -> type:

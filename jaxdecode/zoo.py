@@ -21,7 +21,8 @@ def methods() -> list[dict[str, Any]]:
 def needs_of(method: str) -> list[str]:
     """What the caller must give besides the target."""
     entry = METHODS[method]
-    return [*entry.needs, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
+    model = ["masked diffusion model"] if entry.fills else []
+    return [*model, *entry.needs, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
 
 
 def explain(method: str) -> str:
@@ -29,7 +30,7 @@ def explain(method: str) -> str:
     entry = resolve.entry_of(method)
     _, choice = resolve.split(method, {})
     own = {}
-    for config in (choice.drafter, choice.verifier, choice.policy):
+    for config in (choice.drafter, choice.verifier, choice.commit, choice.policy):
         if config is not None:
             own |= dataclasses.asdict(config)
     options = ", ".join(f"{name}={value!r}" for name, value in own.items())
@@ -52,7 +53,8 @@ def markdown() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, entry in METHODS.items():
-        seats = f"{entry.drafter}, {entry.tree}, {entry.verifier}"
+        checks = entry.commit if entry.fills else entry.verifier
+        seats = f"{entry.drafter}, {entry.tree}, {checks}"
         if entry.policy:
             seats += f"; policy {entry.policy}"
         needs = ", ".join(needs_of(name)) or "-"

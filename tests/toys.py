@@ -22,11 +22,13 @@ from jaxdecode.core.types import Verdict
 from jaxdecode.evals import exactness
 from jaxdecode.evals import toys as smallest
 from jaxdecode.models import decoder
-from jaxdecode.models.config import ModelConfig, Rope
+from jaxdecode.models.config import Denoiser, ModelConfig, Rope
 from jaxdecode.sampling import noise
 
 # Lines that one run of the loop decodes; policies call it piece by piece.
-LOOP = [name for name, entry in METHODS.items() if entry.policy is None]
+LOOP = [n for n, entry in METHODS.items() if entry.policy is None and not entry.fills]
+# Lines that fill slots in any order.
+FILL = [name for name, entry in METHODS.items() if entry.fills]
 # One line per way of drafting and of checking. Contract tests that compile much run over these at
 # every commit, and over the others with the slow tests.
 CORE = (
@@ -98,6 +100,13 @@ def model(name: str = "llama", seed: int = 0) -> api.LanguageModel:
     """A random language model without a tokenizer."""
     built = gemma_like() if name == "gemma" else config()
     return api.from_params(built, params(built, seed), name=name)
+
+
+@functools.lru_cache
+def denoiser(**parts) -> api.LanguageModel:
+    """A random model that fills undecided slots; keyword arguments are fields of `Denoiser`."""
+    built = config(denoiser=Denoiser(mask_token=config().vocab_size - 1, **parts))
+    return api.from_params(built, params(config()), name="denoiser")
 
 
 def helpers(name: str, lm: api.LanguageModel | None = None) -> dict:

@@ -62,12 +62,20 @@ def read(state: State) -> Rows:
     return state.key, state.value
 
 
-def write(state: State, rows: Rows, start: Int[Array, "B"]) -> State:
-    """Writes T new rows of each batch row b to slots start[b] .. start[b] + T - 1.
+def write(
+    state: State, rows: Rows, start: Int[Array, "B"], num: Int[Array, "B"] | None = None
+) -> State:
+    """Writes new rows of each batch row b to slots start[b], start[b] + 1, ...
 
-    The caller guarantees that start + T fits: an update that does not fit would be moved back over
-    committed slots.
+    Args:
+        state: the cache.
+        rows: T new rows per batch row.
+        start: slot of the first; start + T must fit if all are written: an update that does not
+            fit would be moved back over committed slots.
+        num: rows that are written; those after them may reach past the last slot. None: all.
     """
+    if num is not None:
+        rows, start = _blended(state, rows, start, num)
     key = jax.tree.map(lambda old, new: _put(old, new, start, _KEY_SLOTS), state.key, rows[0])
     value = jax.tree.map(lambda old, new: _put(old, new, start, _VALUE_SLOTS), state.value, rows[1])
     return State(key=key, value=value)
@@ -99,6 +107,30 @@ def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
     return cache
 
 
+def _blended(
+    state: State, rows: Rows, start: Int[Array, "B"], num: Int[Array, "B"]
+) -> tuple[Rows, Int[Array, "B"]]:
+    """Rows that fit, with what the cache holds in place of those that are not to be written."""
+    slots, width = (jax.tree.leaves(keys)[0].shape[_KEY_SLOTS] for keys in (state.key, rows[0]))
+    fits = jnp.minimum(start, slots - width)
+
+    def blend(old: Array, new: Array, axis: int) -> Array:
+        batch = old.ndim - 4
+
+        def page(old, new, fits, start, num):
+            held = jax.lax.dynamic_slice_in_dim(old, fits, width, axis)
+            index = jnp.arange(width) - (start - fits)
+            moved = jnp.take(new, jnp.clip(index, 0), axis=axis).astype(old.dtype)
+            ours = (index >= 0) & (index < num)
+            return jnp.where(ours if axis == _KEY_SLOTS else ours[:, None], moved, held)
+
+        return jax.vmap(page, (batch, batch, 0, 0, 0), batch)(old, new, fits, start, num)
+
+    key = jax.tree.map(lambda old, new: blend(old, new, _KEY_SLOTS), state.key, rows[0])
+    value = jax.tree.map(lambda old, new: blend(old, new, _VALUE_SLOTS), state.value, rows[1])
+    return (key, value), fits
+
+
 def select(rows: Rows, path: Int[Array, "B P"]) -> Rows:
     """The rows of the path nodes, in path order."""
 
@@ -125,12 +157,16 @@ def make(mesh: Mesh | None = None) -> Cache:
     def specs(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: rules.spec(axes.cache(leaf.ndim)), tree)
 
-    def write_own(state: State, new: Rows, start: Int[Array, "B"]) -> State:
-        places = specs(state)
+    def write_own(state: State, new: Rows, start: Any, num: Any = None) -> State:
+        places, given = specs(state), (start, num)
+        counts = jax.tree.map(lambda _: by_row, given)
         split = place.per_device(
-            write, mesh, in_specs=(places, specs(new), by_row), out_specs=places
+            lambda state, new, given: write(state, new, *given),
+            mesh,
+            in_specs=(places, specs(new), counts),
+            out_specs=places,
         )
-        return split(state, new, start)
+        return split(state, new, given)
 
     def select_own(new: Rows, path: Int[Array, "B P"]) -> Rows:
         places = specs(new)

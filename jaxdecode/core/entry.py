@@ -10,9 +10,10 @@ class Entry(NamedTuple):
 
     Attributes:
         drafter: file in `drafters/`.
-        tree: shape of the proposal.
+        tree: shape of the proposal; "window" for slots that are filled in any order.
         verifier: file in `verifiers/`.
-        commit: which slots become final.
+        commit: which slots become final: "prefix", the accepted path of a tree; "segment", what
+            a policy keeps; or a file in `commits/`, a rule for the slots of a window.
         cache: file in `caches/`.
         level: exactness: L0 token-identical to the reference, L1 same law, L2 within a stated
             bound, L3 heuristic.
@@ -43,3 +44,8 @@ class Entry(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     refuses: tuple[str, ...] = ()
     policy: str | None = None
+
+    @property
+    def fills(self) -> bool:
+        """Whether it fills slots in any order, which takes a model trained to."""
+        return self.tree == "window"

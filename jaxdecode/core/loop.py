@@ -1,31 +1,23 @@
-"""The one loop: propose, target forward, verify, commit. Commit is the only writer.
+"""The one loop: propose, target forward, verify, commit.
 
     prompt - prefill -> [ propose -> target forward -> verify -> commit ]* -> tokens, trace, stats
 
-The loop names no method; its parts are handed in as bundles of pure functions.
+The loop names no method; its parts are handed in as bundles of pure functions. What is proposed
+decides what can be committed: a path of a tree, or any subset of the slots of a window.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxdecode.core import masks
-from jaxdecode.core.protocols import Method, Target, Weights
-from jaxdecode.core.types import (
-    MAX_LENGTH,
-    RUNNING,
-    STOP_STRING,
-    STOP_TOKEN,
-    Canvas,
-    DecodeState,
-    Proposal,
-    Request,
-    Stats,
-    Verdict,
-)
+from jaxdecode.core.commit import commit, fill
+from jaxdecode.core.protocols import Method, Target, TargetOutput, Weights
+from jaxdecode.core.types import Canvas, DecodeState, Proposal, Request, Stats, Verdict, Window
 
 
 @functools.partial(jax.jit, static_argnames=("target", "method"), donate_argnames="state")
@@ -56,60 +48,131 @@ def step(
     weights: Weights, request: Request, state: DecodeState, *, target: Target, method: Method
 ) -> DecodeState:
     """One round of propose, verify, commit for all rows; done rows do not change."""
-    canvas = state.canvas
     view = method.cache.read(state.cache)
-    proposal, drafter_state = method.drafter.propose(weights, state.drafter, request, canvas, view)
+    proposal, drafter_state = method.drafter.propose(
+        weights, state.drafter, request, state.canvas, view
+    )
+    state = dataclasses.replace(state, drafter=drafter_state)
 
-    def decide(width: int):
+    def decide(width: int) -> tuple[Canvas, Any, Any, Any]:
         """Everything that reads the proposal, on its first `width` nodes."""
         part = narrow(proposal, width)
-        program = masks.tree_program(
-            cached=canvas.length, parent=part.parent, depth=part.depth, valid=part.valid
-        )
-        taps = tuple(dict.fromkeys(method.drafter.taps + method.verifier.taps))
-        if method.drafter.score is not None:
-            output = method.drafter.score(weights, part, program, view, taps)
-        else:
-            entering = part.tokens if part.superposed is None else part.superposed.blend
-            output = target.forward(weights.target, entering, program, view, taps)
-        output = dataclasses.replace(output, logits=target.logits(weights.target, output.hidden))
-        verdict = method.verifier.verify(weights, request, canvas, part, output)
-        committed = commit(request, canvas, verdict, state.step)
-        updated = method.drafter.update(
-            weights, drafter_state, request, committed, part, verdict, output
-        )
-        verdict = _pad_path(verdict, proposal.max_depth + 1)
-        return committed, verdict, method.cache.select(output.rows, verdict.path), updated
+        if isinstance(part, Window):
+            return _fill(weights, request, state, part, view, target, method)
+        longest = proposal.max_depth + 1
+        return _walk(weights, request, state, part, view, target, method, longest)
 
-    widths = method.drafter.widths or (proposal.tokens.shape[1],)
+    num_nodes = proposal.tokens.shape[1]
+    widths = (*(width for width in method.drafter.widths if width < num_nodes), num_nodes)
     if len(widths) == 1:
-        committed, verdict, rows, drafter_state = decide(widths[0])
+        canvas, drafter_state, cache, new = decide(widths[0])
     else:
         branches = [functools.partial(decide, width) for width in widths]
-        chosen = jnp.sum(jnp.asarray(widths[:-1]) < _width_needed(canvas, proposal))
-        committed, verdict, rows, drafter_state = jax.lax.switch(chosen, branches)
-    # Token ids are never negative, so this adds nothing; but it makes the write wait for the
-    # verdict. Without that XLA may write before the last read, and copies the whole cache first.
-    start = canvas.length + jnp.minimum(verdict.tokens[:, 0], 0)
+        chosen = jnp.sum(jnp.asarray(widths[:-1]) < _width_needed(state.canvas, proposal))
+        canvas, drafter_state, cache, new = jax.lax.switch(chosen, branches)
+    if new is not None:
+        cache = method.cache.write(state.cache, *new)
     return DecodeState(
-        canvas=committed,
-        cache=method.cache.write(state.cache, rows, start),
+        canvas=canvas,
+        cache=cache,
         drafter=drafter_state,
-        stats=_count(state.stats, canvas, committed, proposal.valid),
+        stats=_count(state.stats, state.canvas, canvas, proposal),
         step=state.step + 1,
     )
 
 
-def narrow(proposal: Proposal, width: int) -> Proposal:
+def _walk(
+    weights: Weights,
+    request: Request,
+    state: DecodeState,
+    proposal: Proposal,
+    view: Any,
+    target: Target,
+    method: Method,
+    longest: int,
+) -> tuple[Canvas, Any, None, tuple[Any, Int[Array, "B"]]]:
+    """Scores a tree and commits the accepted path; what is to be cached is returned.
+
+    It is written outside, once for all widths: within a branch XLA would copy the cache.
+    """
+    canvas = state.canvas
+    program = masks.tree_program(
+        cached=canvas.length, parent=proposal.parent, depth=proposal.depth, valid=proposal.valid
+    )
+    entering = proposal.tokens if proposal.superposed is None else proposal.superposed.blend
+    output = _forward(weights, proposal, entering, program, view, target, method)
+    logits = target.logits(weights.target, output.hidden)
+    output = dataclasses.replace(output, logits=logits)
+    verdict = method.verifier.verify(weights, request, canvas, proposal, output)
+    committed = commit(request, canvas, verdict, state.step)
+    updated = method.drafter.update(
+        weights, state.drafter, request, committed, proposal, verdict, output
+    )
+    verdict = _pad_path(verdict, longest)
+    # Token ids are never negative, so this adds nothing; but it makes the write wait for the
+    # verdict. Without that XLA may write before the last read, and copies the whole cache first.
+    start = canvas.length + jnp.minimum(verdict.tokens[:, 0], 0)
+    return committed, updated, None, (method.cache.select(output.rows, verdict.path), start)
+
+
+def _fill(
+    weights: Weights,
+    request: Request,
+    state: DecodeState,
+    window: Window,
+    view: Any,
+    target: Target,
+    method: Method,
+) -> tuple[Canvas, Any, Any, None]:
+    """Scores a window, commits the slots that the rule chooses, and caches the window's rows.
+
+    Widths differ in how many rows they would cache, so that every width writes its own.
+    """
+    assert method.commit is not None
+    program = masks.window_program(window)
+    output = _forward(weights, window, window.tokens, program, view, target, method)
+    hidden = jnp.take_along_axis(output.hidden, window.scored[:, :, None], axis=1)
+    output = dataclasses.replace(output, logits=target.logits(weights.target, hidden))
+    candidates = method.verifier.verify(weights, request, state.canvas, window, output)
+    decision = method.commit.select(weights, request, state.canvas, window, candidates)
+    filled = fill(request, state.canvas, window, candidates, decision, state.step)
+    updated = method.drafter.update(
+        weights, state.drafter, request, filled, window, candidates, output
+    )
+    cache = method.cache.write(state.cache, output.rows, window.first, window.num)
+    return filled, updated, cache, None
+
+
+def _forward(
+    weights: Weights,
+    proposal: Proposal | Window,
+    entering: Any,
+    program: masks.MaskProgram,
+    view: Any,
+    target: Target,
+    method: Method,
+) -> TargetOutput:
+    """The target's pass over a proposal, or the drafter's own way of scoring it."""
+    taps = tuple(dict.fromkeys(method.drafter.taps + method.verifier.taps))
+    if method.drafter.score is not None:
+        return method.drafter.score(weights, proposal, program, view, taps)
+    return target.forward(weights.target, entering, program, view, taps)
+
+
+def narrow(proposal: Proposal | Window, width: int) -> Proposal | Window:
     """The first `width` nodes of a proposal."""
     if width == proposal.tokens.shape[1]:
         return proposal
+    if isinstance(proposal, Window):
+        return dataclasses.replace(proposal, tokens=proposal.tokens[:, :width])
     part = jax.tree.map(lambda array: array[:, :width], proposal)
     return dataclasses.replace(part, max_depth=min(proposal.max_depth, width - 1))
 
 
-def _width_needed(canvas: Canvas, proposal: Proposal) -> Int[Array, ""]:
+def _width_needed(canvas: Canvas, proposal: Proposal | Window) -> Int[Array, ""]:
     """Nodes up to the last valid one of any live row."""
+    if isinstance(proposal, Window):
+        return jnp.max(jnp.where(canvas.done, 0, proposal.num))
     index = jnp.arange(1, proposal.tokens.shape[1] + 1, dtype=jnp.int32)
     used = proposal.valid & ~canvas.done[:, None]
     return jnp.max(jnp.where(used, index, 1))
@@ -129,72 +192,17 @@ def _pad_path(verdict: Verdict, length: int) -> Verdict:
     )
 
 
-def commit(request: Request, canvas: Canvas, verdict: Verdict, step: Int[Array, ""]) -> Canvas:
-    """Writes the accepted tokens of every live row, up to its first stop.
-
-    Nothing else writes a canvas. Tokens past a stop token, a completed stop string or the row's
-    end are never written, so nothing can leak.
-    """
-    return jax.vmap(_commit_row, in_axes=(None, 0, 0, None))(request, canvas, verdict, step)
-
-
-def _commit_row(request: Request, row: Canvas, verdict: Verdict, step: Int[Array, ""]) -> Canvas:
-    (path_length,) = verdict.tokens.shape
-    index = jnp.arange(path_length, dtype=jnp.int32)
-    slot = row.length + 1 + index
-    states, matched = _stop_states(request, row.stop_state, verdict.tokens)
-    stop_token = (verdict.tokens[:, None] == request.stop_tokens).any(-1)
-    full = slot + 1 >= row.end
-    ends = stop_token | matched | full
-    # Keep tokens up to and including the first that ends the row.
-    ended_before = jnp.cumsum(ends) - ends > 0
-    keep = (index <= verdict.num_accepted) & ~ended_before & ~row.done
-    num_committed = keep.sum(dtype=jnp.int32)
-    last = jnp.maximum(num_committed - 1, 0)
-    reason = jnp.where(
-        stop_token[last], STOP_TOKEN, jnp.where(matched[last], STOP_STRING, MAX_LENGTH)
-    )
-    done = row.done | ends[last]
-    finish = jnp.where(row.done, row.finish, jnp.where(ends[last], reason, RUNNING))
-    # Dropped entries point past the canvas; a negative index would wrap around.
-    target_slot = jnp.where(keep, slot, row.tokens.shape[0])
-
-    def put(array, value):
-        return array.at[target_slot].set(value, mode="drop")
-
-    return Canvas(
-        tokens=put(row.tokens, verdict.tokens),
-        open=put(row.open, False),
-        length=row.length + num_committed,
-        end=row.end,
-        done=done,
-        finish=finish.astype(jnp.int32),
-        stop_state=jnp.where(row.done, row.stop_state, states[last]),
-        commit_step=put(row.commit_step, step),
-        logprob=put(row.logprob, verdict.logprob),
-    )
-
-
-def _stop_states(
-    request: Request, state: Int[Array, ""], tokens: Int[Array, "P"]
-) -> tuple[Int[Array, "P"], Bool[Array, "P"]]:
-    """State of the stop-string automaton after each token, and whether a string is complete."""
-    table = request.stop_table
-    if table is None:
-        return jnp.broadcast_to(state, tokens.shape), jnp.zeros(tokens.shape, bool)
-
-    def advance(state, token):
-        state = table[state, token].astype(jnp.int32)
-        return state, state
-
-    _, states = jax.lax.scan(advance, state, tokens)
-    return states, states == table.shape[0] - 1
-
-
-def _count(stats: Stats, before: Canvas, after: Canvas, valid: Bool[Array, "B N"]) -> Stats:
+def _count(stats: Stats, before: Canvas, after: Canvas, proposal: Proposal | Window) -> Stats:
     live = (~before.done).astype(jnp.int32)
+    if isinstance(proposal, Window):
+        forwarded = proposal.num
+        decided = (before.open & ~after.open).sum(-1, dtype=jnp.int32)
+        accepted = jnp.maximum(decided - 1, 0)
+    else:
+        forwarded = proposal.valid.sum(-1, dtype=jnp.int32)
+        accepted = after.length - before.length - 1
     return Stats(
         nfe=stats.nfe + live,
-        num_accepted=stats.num_accepted + live * (after.length - before.length - 1),
-        tokens_forwarded=stats.tokens_forwarded + live * valid.sum(-1, dtype=jnp.int32),
+        num_accepted=stats.num_accepted + live * accepted,
+        tokens_forwarded=stats.tokens_forwarded + live * forwarded,
     )

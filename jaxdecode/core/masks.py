@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
-from jaxdecode.core.types import pytree, static
+from jaxdecode.core.types import Window, pytree, static
 
 Rule = Literal["causal", "bidirectional", "block_causal", "tree"]
 
@@ -30,7 +30,9 @@ class MaskProgram:
         block: size of a block in positions; "block_causal" only.
         plan: the program in the form that an attention kernel reads; None where none runs.
         segments: which of several packed texts each new row belongs to; rows see their own text
-            only. None where a row of the batch is one text. Training only: kernels refuse it.
+            only. None where a row of the batch is one text. Kernels refuse it.
+        replaced: cache slots, from the first to before the second, that nobody sees, since new
+            rows stand for them. None: none. Kernels refuse it.
     """
 
     cached: Int[Array, "B"]
@@ -41,6 +43,7 @@ class MaskProgram:
     block: int = static(default=0)
     plan: Any = None
     segments: Int[Array, "B T"] | None = None
+    replaced: Int[Array, "B 2"] | None = None
 
 
 def dense(
@@ -56,6 +59,9 @@ def dense(
     query = program.positions[:, :, None]
     slot = jnp.arange(num_slots, dtype=jnp.int32)[None, None, :]
     over_cache = slot < program.cached[:, None, None]
+    if program.replaced is not None:
+        start, end = program.replaced[:, 0], program.replaced[:, 1]
+        over_cache &= (slot < start[:, None, None]) | (slot >= end[:, None, None])
     key = program.positions[:, None, :]
     over_new = _new_rule(program, query, key)
     if program.segments is not None:
@@ -109,6 +115,23 @@ def ancestors_of(parent: Int[Array, "N"]) -> Bool[Array, "N N"]:
         return sees.at[node].set(inherited | eye[node]), None
 
     return jax.lax.scan(add, jnp.zeros_like(eye), jnp.arange(num_nodes))[0]
+
+
+def window_program(window: Window) -> MaskProgram:
+    """Mask of a window: its rows see each other and the cached slots that none of them stands for.
+
+    With blocks, a position sees its own block and earlier ones, in the cache as among the rows:
+    then the cache below `cached` must hold no later block.
+    """
+    num_rows = window.tokens.shape[1]
+    return MaskProgram(
+        cached=window.cached,
+        positions=window.first[:, None] + jnp.arange(num_rows, dtype=jnp.int32),
+        num_new=window.num,
+        rule="block_causal" if window.block else "bidirectional",
+        block=window.block,
+        replaced=jnp.stack([window.first, window.first + window.num], axis=1),
+    )
 
 
 def tree_program(

@@ -105,6 +105,8 @@ def start(
     def begin():
         return drafter.init(weights, request, canvas, model.cache.read(cache), memory)
 
+    if not drafter.prefilled:
+        return cache, begin()
     if drafter.absorb is None:
         cache = fill(weights.target, model, cache, tokens, lengths)
         return cache, begin()

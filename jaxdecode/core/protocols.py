@@ -97,7 +97,8 @@ class Cache(NamedTuple):
 
     init:  (config, batch, slots, dtype, stacked=) -> state
     read:  (state) -> what Target.forward takes as cached rows
-    write: (state, rows, start [B]) -> state; row i of b goes to slot start[b] + i
+    write: (state, rows, start [B], num [B] or None) -> state; row i of b goes to slot start[b] + i
+           if i < num[b]; None: all of them, and the caller guarantees that they fit
     select: (rows, path [B, P]) -> rows of the path nodes only
     """
 
@@ -169,13 +170,14 @@ class Drafter(NamedTuple):
              computed for the chunk of the prompts in slots `start` on: `taps` and hidden states of
              its C tokens, of which a row's first num_new are its own. The pending token is in no
              chunk. A drafter that has it is initialised before prefill, with an empty view.
-    propose: (weights, state, request, canvas, view) -> (Proposal, state)
+    propose: (weights, state, request, canvas, view) -> (Proposal or Window, state)
     score:   (weights, proposal, program, view, taps) -> TargetOutput without logits; how the target
              scores this drafter's proposals, where that is not one plain forward pass over their
              tokens: probes with embeddings of their own, say. Nodes that are no probes must get
              what the plain pass gives them.
     update:  (weights, state, request, canvas, proposal, verdict, output) -> state; canvas is the
-             committed one, output.logits are those of the proposal's nodes
+             committed one, output.logits are those of the proposal's nodes; for a window the
+             verdict are its candidates
     remember: (state) -> memory for the next batch's init; None if nothing outlives a batch.
              Only drafters that cannot change what is emitted (L0) may have one.
     outputs: (state) -> Outputs; only of drafters that carry several texts of a row
@@ -185,6 +187,9 @@ class Drafter(NamedTuple):
     widths:  numbers of nodes the target forward is compiled for; the loop takes the smallest that
              holds every valid node of the step. Empty: always all nodes.
     max_depth: the bound of its proposals
+    prefilled: whether the prompts are cached before its first proposal; windows take them in
+             themselves
+    keeps:   whether the target's keys and values outlive a step
 
     `view` is the target's cache as read; every proposal is a function of the row's own past.
     """
@@ -201,12 +206,15 @@ class Drafter(NamedTuple):
     taps: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()
     max_depth: int = 0
+    prefilled: bool = True
+    keeps: bool = True
 
 
 class Verifier(NamedTuple):
     """Who checks, and with what law.
 
-    verify: (weights, request, canvas, proposal, output) -> Verdict; output.logits are given
+    verify: (weights, request, canvas, proposal, output) -> Verdict of a tree, Candidates of a
+             window; output.logits are given: of every node, of a window's slots only
     outcomes: (scores [N, V], greedy, proposal, marks) -> [N, V]; the same decision as exact
              probabilities, for proofs: of one row with given drafts, how likely the last accepted
              node is n and the next token v. Scores are warped; marks [N] are the verifier's own.
@@ -218,9 +226,20 @@ class Verifier(NamedTuple):
     taps: tuple[str, ...] = ()
 
 
+class Commit(NamedTuple):
+    """Which slots of a window become final; None in a `Method` whose proposals are trees.
+
+    select: (weights, request, canvas, window, candidates) -> Decision. Every live row must decide
+            at least one slot that it does not reopen for ever, or the row never ends.
+    """
+
+    select: Callable[..., Any]
+
+
 class Method(NamedTuple):
     """One resolved registry line: a choice for each seat of the loop."""
 
     drafter: Drafter
     verifier: Verifier
     cache: Cache
+    commit: Commit | None = None

@@ -7,6 +7,7 @@ Everything in the table is tested by tests/contract; nothing outside it exists.
 from types import MappingProxyType
 
 from jaxdecode.core.entry import Entry
+from jaxdecode.core.registry_fill import FILL
 
 METHODS = {
     "ar": Entry(
@@ -363,4 +364,5 @@ METHODS = {
         summary="a layer that reads three depths of the target and has a head of its own",
         heads="eagle3",
     ),
+    **FILL,
 }

@@ -1,7 +1,8 @@
 """Containers that travel through the loop. Plain pytrees: no functions with logic here.
 
-Dimension letters: B rows of the batch, L slots of the canvas, N nodes of a proposal, P longest
-path, C child slots, V vocabulary, K kv heads, H layers, S cache slots, D hidden width.
+Dimension letters: B rows of the batch, L slots of the canvas, N nodes of a proposal, W slots of a
+window that may be decided, P longest path, C child slots, V vocabulary, K kv heads, H layers,
+S cache slots, D hidden width.
 """
 
 import dataclasses
@@ -75,8 +76,9 @@ class Canvas:
     Attributes:
         tokens: token of each slot; meaningless where open.
         open: True while a slot is undecided. Never derived from the token's value.
-        length: tokens whose keys and values are cached. The token in slot `length` is the pending
-            token: committed, not yet cached, node 0 of the next proposal.
+        length: slots below this count are final, and so is slot `length`. Under a tree it is the
+            pending token: committed, not yet cached, node 0 of the next proposal; all before it
+            are cached.
         end: first slot that may not be written; the row is done when it gets there.
         done: finished rows; they stay bit-frozen while others run.
         finish: code of FINISH_REASONS once done.
@@ -178,6 +180,70 @@ class Proposal:
     draws: Draws | None = static(default=None)
     probe: Bool[Array, "B N"] | None = None
     superposed: Superposition | None = None
+
+
+@pytree
+class Window:
+    """The proposal of methods that fill slots in any order: N neighbouring slots go in, W decide.
+
+    Attributes:
+        tokens: what enters the target; the mask token where a slot is undecided.
+        first: slot of the first row.
+        num: rows that exist; later ones are padding.
+        cached: cache slots below this count are seen, save those that the rows stand for.
+        start: first of the W slots that may be decided: start, start + 1, ...
+        scored: the row whose hidden state scores each of them: its own, or the one before it.
+        open: which of them are undecided and may be decided now.
+        step: earlier steps on this block.
+        size: slots of this block that were undecided before its first step.
+        calls: earlier steps of the row; keys the noise of draws that may be repeated.
+        mask_token: the token of undecided slots; never decided on.
+        block: positions per block that see each other, as in `models.config.Denoiser`.
+    """
+
+    tokens: Int[Array, "B N"]
+    first: Int[Array, "B"]
+    num: Int[Array, "B"]
+    cached: Int[Array, "B"]
+    start: Int[Array, "B"]
+    scored: Int[Array, "B W"]
+    open: Bool[Array, "B W"]
+    step: Int[Array, "B"]
+    size: Int[Array, "B"]
+    calls: Int[Array, "B"]
+    mask_token: int = static()
+    block: int = static(default=0)
+
+
+@pytree
+class Candidates:
+    """What the target would put into each slot of a window.
+
+    Attributes:
+        tokens: its draw.
+        logprob: log-probability of that token under the target, before the warp.
+        scores: the target's scores, the mask token's at -inf.
+    """
+
+    tokens: Int[Array, "B W"]
+    logprob: Float[Array, "B W"]
+    scores: Float[Array, "B W V"]
+
+
+@pytree
+class Decision:
+    """What a commit rule makes of the candidates of a window.
+
+    Attributes:
+        commit: slots that take their candidate.
+        reopen: decided slots that become undecided again; only of methods that reopen.
+        settles: whether what is decided before the row's first undecided slot is final. False
+            while it may be reopened: then it only settles with its block.
+    """
+
+    commit: Bool[Array, "B W"]
+    reopen: Bool[Array, "B W"] | None = None
+    settles: bool = static(default=True)
 
 
 @pytree

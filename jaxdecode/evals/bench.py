@@ -140,7 +140,7 @@ def parse_lines(
         refused = "temperature" in entry.refuses and any(temperatures)
         headless = entry.heads is not None and entry.heads not in heads
         lacks = headless or ("draft" in entry.needs and not has_draft)
-        return not (refused or lacks) and entry.policy is None
+        return not (refused or lacks or entry.fills) and entry.policy is None
 
     found = [Line(BASELINE, BASELINE, {})]
     for part in text.split(","):

@@ -136,23 +136,24 @@ def rows_needed(name: str, samples: int) -> int:
 def names(asked: str) -> list[str]:
     """Registry lines of a comma-separated list, or of "all"."""
     if asked == "all":
-        return [name for name in METHODS if is_one_loop(name)]
+        return [name for name in METHODS if has_law(name)]
     found = [name.strip() for name in asked.split(",") if name.strip()]
     if not found:
         raise InputError("methods is empty; name some, or use all.")
     for name in found:
         resolve.entry_of(name)
-        if not is_one_loop(name):
+        if not has_law(name):
+            kind = "fills slots in any order" if METHODS[name].fills else "is a policy over runs"
             raise InputError(
-                f"method {name!r} is a policy over several runs of the loop, which has no law that "
-                "could be proven; leave it out."
+                f"method {name!r} {kind}, so its law is not that of texts written token by token, "
+                "which these proofs are about; leave it out."
             )
     return found
 
 
-def is_one_loop(name: str) -> bool:
-    """Whether one run of the loop decodes a text; policies call it piece by piece."""
-    return METHODS[name].policy is None
+def has_law(name: str) -> bool:
+    """Whether one run of the loop writes a text token by token, so that its law can be proven."""
+    return METHODS[name].policy is None and not METHODS[name].fills
 
 
 def prove(

@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, Int, UInt32
 
 # Purposes: one independent stream each. TOKEN noise decides what is emitted; a position is decided
 # once. Draft tokens of a position are drawn again in every step that proposes them, so DRAFT and
-# BLOCK noise is keyed by the position of the step's pending token, which no other step has.
-TOKEN, DRAFT, BLOCK = 0, 1, 2
+# BLOCK noise is keyed by the position of the step's pending token, which no other step has. FILL
+# and ORDER noise decides the token of an undecided slot and its turn; a slot may be drawn again in
+# later steps, so the row's number of steps enters too.
+TOKEN, DRAFT, BLOCK, FILL, ORDER = 0, 1, 2, 3, 4
 
 
 def row_key(seed: int, prompt: Sequence[int], sample: int = 0) -> np.ndarray:
@@ -37,6 +39,26 @@ def gumbel(
 ) -> Float[Array, "V"]:
     """Gumbel noise for the token at an absolute position of one row, float32."""
     return jax.random.gumbel(stream(key, position, purpose=purpose), (size,), jnp.float32)
+
+
+def again(
+    key: UInt32[Array, "2"], position: Int[Array, ""], calls: Int[Array, ""], *, size: int
+) -> Float[Array, "V"]:
+    """Gumbel noise for one of several draws of the token at a position, float32."""
+    drawn = jax.random.fold_in(stream(key, position, purpose=FILL), calls)
+    return jax.random.gumbel(drawn, (size,), jnp.float32)
+
+
+def turns(
+    key: UInt32[Array, "2"], positions: Int[Array, "W"], calls: Int[Array, ""]
+) -> Float[Array, "W"]:
+    """A uniform number per position and step of the row, in [0, 1): a random order of slots."""
+
+    def draw(position):
+        drawn = jax.random.fold_in(stream(key, position, purpose=ORDER), calls)
+        return jax.random.uniform(drawn, (), jnp.float32)
+
+    return jax.vmap(draw)(positions)
 
 
 def stream(key: UInt32[Array, "2"], position: Int[Array, ""], *, purpose: int) -> Array:

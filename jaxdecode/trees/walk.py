@@ -131,7 +131,7 @@ def check_draft_law(proposal: Proposal, draws: Draws | None = None) -> None:
         )
 
 
-def by_row(decide: Callable[..., Verdict], request: Request, *args: Any) -> Verdict:
+def by_row(decide: Callable[..., Any], request: Request, *args: Any) -> Any:
     """`decide(with_noise, key, sampling, *args)` of every row.
 
     Noise over the vocabulary costs as much as several layers on a CPU: `with_noise` is False when
@@ -140,7 +140,7 @@ def by_row(decide: Callable[..., Verdict], request: Request, *args: Any) -> Verd
     bias = request.sampling.logit_bias
     per_row = dataclasses.replace(request.sampling, logit_bias=None)
 
-    def all_rows(with_noise: bool) -> Verdict:
+    def all_rows(with_noise: bool) -> Any:
         def row(key, sampling, *args):
             sampling = dataclasses.replace(sampling, logit_bias=bias)
             return decide(with_noise, key, sampling, *args)

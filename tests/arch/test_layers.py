@@ -22,6 +22,7 @@ RANKS = {
     "heads": 4.5,
     "drafters": 5,
     "verifiers": 5,
+    "commits": 5,
     "convert": 6,
     "jobs": 6.5,
     "options": 7,

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from jaxdecode.core.protocols import Cache, Drafter, Models, Verifier
+from jaxdecode.core.protocols import Cache, Commit, Drafter, Models, Verifier
 from jaxdecode.core.registry import METHODS
 from jaxdecode.evals import toys as smallest
 from jaxdecode.options import Options
@@ -16,7 +16,12 @@ from tests import toys
 
 PACKAGE = Path(__file__).parents[2] / "jaxdecode"
 # Column of the registry, and the folder that its names are files of.
-SEATS = {"drafter": "drafters", "verifier": "verifiers", "cache": "caches"}
+SEATS = {
+    "drafter": "drafters",
+    "verifier": "verifiers",
+    "commit": "commits",
+    "cache": "caches",
+}
 SIGNATURES = {
     (Drafter, "prepare"): ["weights"],
     (Drafter, "init"): ["weights", "request", "canvas", "view", "memory"],
@@ -31,9 +36,10 @@ SIGNATURES = {
     (Drafter, "outputs"): ["state"],
     (Verifier, "verify"): ["weights", "request", "canvas", "proposal", "output"],
     (Verifier, "outcomes"): ["scores", "greedy", "proposal", "marks"],
+    (Commit, "select"): ["weights", "request", "canvas", "window", "candidates"],
     (Cache, "init"): ["config", "batch", "slots", "dtype"],
     (Cache, "read"): ["state"],
-    (Cache, "write"): ["state", "rows", "start"],
+    (Cache, "write"): ["state", "rows", "start", "num"],
     (Cache, "select"): ["rows", "path"],
 }  # fmt: skip
 
@@ -44,15 +50,22 @@ def _bundle(seat: str, file: str):
         return module.make()
     if seat == "verifier":
         return module.make(module.Config())
-    lm = toys.model()
+    fills = any(entry.fills for entry in METHODS.values() if getattr(entry, seat) == file)
+    lm = toys.denoiser() if fills else toys.model()
     bound = lm.bound
+    if seat == "commit":
+        return module.make(module.Config(), Models(bound))
     kinds = {entry.heads for entry in METHODS.values() if entry.drafter == file} - {None}
     heads = smallest.heads(kinds.pop(), lm).spec if kinds else None
     return module.make(module.Config(), Models(bound, bound, heads))
 
 
 def _in_use() -> list[tuple[str, str]]:
-    return sorted({(seat, getattr(entry, seat)) for entry in METHODS.values() for seat in SEATS})
+    found = {(seat, getattr(entry, seat)) for entry in METHODS.values() for seat in SEATS}
+    # What trees commit is the loop's own business.
+    return sorted(
+        found - {("commit", entry.commit) for entry in METHODS.values() if not entry.fills}
+    )
 
 
 def problems(bundle) -> list[str]:
@@ -71,14 +84,15 @@ def problems(bundle) -> list[str]:
 @pytest.mark.parametrize(("seat", "file"), _in_use())
 def test_names_lead_to_bundles_with_fixed_signatures(seat, file):
     bundle = _bundle(seat, file)
-    assert type(bundle) is {"drafter": Drafter, "verifier": Verifier, "cache": Cache}[seat]
+    kinds = {"drafter": Drafter, "verifier": Verifier, "commit": Commit, "cache": Cache}
+    assert type(bundle) is kinds[seat]
     assert problems(bundle) == []
 
 
 @pytest.mark.parametrize(("seat", "folder"), SEATS.items())
 def test_no_file_is_unused(seat, folder):
     files = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
-    assert files == {getattr(entry, seat) for entry in METHODS.values()}
+    assert files == {file for used, file in _in_use() if used == seat}
 
 
 def test_policies_are_files_in_search_and_back():
@@ -92,8 +106,8 @@ def test_policies_are_files_in_search_and_back():
 
 
 def test_every_seam_of_the_bundles_is_checked():
-    for kind in (Drafter, Verifier, Cache):
-        functions = set(kind._fields) - {"taps", "widths", "max_depth"}
+    for kind in (Drafter, Verifier, Commit, Cache):
+        functions = set(kind._fields) - {"taps", "widths", "max_depth", "prefilled", "keeps"}
         assert functions == {field for owner, field in SIGNATURES if owner is kind}
 
 

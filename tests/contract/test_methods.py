@@ -10,9 +10,7 @@ from jaxdecode.sampling import noise
 from tests import toys
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
-EXACT = [name for name, entry in METHODS.items() if entry.level == "L0"]
-# A policy runs the loop piece by piece; what its rows count is its own file's business.
-LOOP = [name for name, entry in METHODS.items() if entry.policy is None]
+EXACT = [name for name in toys.LOOP if METHODS[name].level == "L0"]
 LAWS = [{}, {"temperature": 0.9, "seed": 4}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}]
 # Every model and every law once; the other combinations are slow.
 CASES = [
@@ -62,7 +60,7 @@ def check_tokens(name, model, law):
     assert out.tokens == [slow_reference(lm, prompt, 12, **law) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("name", LOOP)
+@pytest.mark.parametrize("name", toys.LOOP)
 def test_every_row_advances_and_counts_add_up(name):
     more = toys.helpers(name) | toys.drawn(name)
     out = jd.generate(toys.model(), PROMPTS, method=name, max_new_tokens=17, **more)
@@ -73,7 +71,7 @@ def test_every_row_advances_and_counts_add_up(name):
         assert sorted(set(steps)) == list(range(stats.nfe)), "a live row commits in every step"
 
 
-@pytest.mark.parametrize("name", toys.core_first(LOOP))
+@pytest.mark.parametrize("name", toys.core_first(toys.LOOP))
 def test_a_row_ends_where_its_first_stop_token_is(name):
     lm, asked = toys.model(), dict(method=name, max_new_tokens=20) | toys.helpers(name)
     if METHODS[name].verifier in ("judge", "aged"):

@@ -59,10 +59,11 @@ def test_lines_are_read():
     ]
     assert lines[1].options == {"num_draft": 4, "ngram": 2}
     everything = {line.label for line in bench.parse_lines("all", has_draft=True)}
-    loop = {n: e for n, e in registry.METHODS.items() if e.policy is None}
+    every = {n: e for n, e in registry.METHODS.items() if not e.fills}
+    loop = {n: e for n, e in every.items() if e.policy is None}
     assert everything == {n for n, e in loop.items() if not e.heads}
     alone = {line.label for line in bench.parse_lines("L0")}
-    exact = {n: e for n, e in registry.METHODS.items() if e.level == "L0"}
+    exact = {n: e for n, e in every.items() if e.level == "L0"}
     assert alone == {n for n, e in exact.items() if not e.needs and not e.heads}
     sampled = bench.parse_lines("all", has_draft=True, temperatures=(0.0, 0.8))
     refusing = {n for n, e in registry.METHODS.items() if "temperature" in e.refuses}

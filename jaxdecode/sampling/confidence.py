@@ -1,0 +1,78 @@
+"""How sure the target is of a candidate, and the ranking that commit rules share.
+
+Measures are of the target's own law: before temperature and top-p, which would make most of them 1.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdecode.core.types import Candidates, Request, Window
+from jaxdecode.errors import InputError
+from jaxdecode.sampling import noise
+
+Order = Literal["probability", "margin", "entropy", "random", "left_to_right"]
+
+
+def check_order(order: str) -> None:
+    """Refuses an unknown order, by name."""
+    if order not in get_args(Order):
+        raise InputError(f"order={order!r} is not known; use one of {', '.join(get_args(Order))}.")
+
+
+def probability(candidates: Candidates) -> Float[Array, "B W"]:
+    """Probability of the candidate."""
+    return jnp.exp(candidates.logprob)
+
+
+def margin(candidates: Candidates) -> Float[Array, "B W"]:
+    """Probability of the likeliest token minus that of the second."""
+    best = jax.lax.top_k(jax.nn.softmax(candidates.scores), 2)[0]
+    return best[..., 0] - best[..., 1]
+
+
+def entropy(candidates: Candidates) -> Float[Array, "B W"]:
+    """Entropy of the target's law, in nats."""
+    logprobs = jax.nn.log_softmax(candidates.scores)
+    probs = jnp.exp(logprobs)
+    return -jnp.where(probs > 0, probs * logprobs, 0.0).sum(-1)
+
+
+def _random(request: Request, window: Window) -> Float[Array, "B W"]:
+    positions = window.start[:, None] + jnp.arange(window.open.shape[1], dtype=jnp.int32)
+    return jax.vmap(noise.turns)(request.key, positions, window.calls)
+
+
+def score(
+    order: Order, request: Request, window: Window, candidates: Candidates
+) -> Float[Array, "B W"]:
+    """Larger is sooner."""
+    ways: dict[str, Callable[[], Float[Array, "B W"]]] = {
+        "probability": lambda: probability(candidates),
+        "margin": lambda: margin(candidates),
+        "entropy": lambda: -entropy(candidates),
+        "random": lambda: _random(request, window),
+        "left_to_right": lambda: jnp.broadcast_to(
+            -jnp.arange(window.open.shape[1], dtype=jnp.float32), window.open.shape
+        ),
+    }
+    return ways[order]()
+
+
+def rank(score: Float[Array, "B W"], open: Bool[Array, "B W"]) -> Int[Array, "B W"]:
+    """0 for the largest score among open slots, 1 for the next; equal scores in order of slots.
+
+    Slots that are not open come last.
+    """
+    order = jnp.argsort(jnp.where(open, -score, jnp.inf), axis=-1, stable=True)
+    return jnp.argsort(order, axis=-1)
+
+
+def best(
+    score: Float[Array, "B W"], open: Bool[Array, "B W"], num: Int[Array, "B"]
+) -> Bool[Array, "B W"]:
+    """The `num` open slots of the largest scores."""
+    return open & (rank(score, open) < num[:, None])

@@ -1,0 +1,62 @@
+"""What the target would put into each slot of a window: one draw of its warped law per slot.
+
+The draw of a slot is keyed by the row's number of steps besides its position, so that a slot that
+stays undecided is drawn anew. The mask token is never drawn.
+
+Exactness: each candidate alone has the target's law given what is decided; several committed at
+once are drawn as if they were independent, which is what makes parallel filling approximate.
+Source: arXiv:2502.09992 section 2.4.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
+from jaxdecode.core.types import Candidates, Canvas, Request, Sampling, Window
+from jaxdecode.sampling import noise, warp
+from jaxdecode.trees import walk
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """No options."""
+
+
+def make(config: Config) -> Verifier:
+    """The verifier."""
+    del config
+    return Verifier(verify=_verify)
+
+
+def _verify(
+    weights: Weights, request: Request, canvas: Canvas, proposal: Window, output: TargetOutput
+) -> Candidates:
+    del weights
+    return walk.by_row(_row, request, canvas, proposal, output.logits)
+
+
+def _row(
+    with_noise: bool,
+    key: Array,
+    sampling: Sampling,
+    canvas: Canvas,
+    window: Window,
+    logits: Float[Array, "W V"],
+) -> Candidates:
+    num_slots, size = logits.shape
+    scores = logits.at[:, window.mask_token].set(-jnp.inf)
+    seen = walk.seen_tokens(canvas, sampling, size)
+
+    def draw(row, position):
+        drawn = None
+        if with_noise:
+            drawn = noise.again(key, position, window.calls, size=size)
+        token = warp.draw(row, sampling, seen, drawn)
+        return token, row[token] - jax.nn.logsumexp(row)
+
+    position = window.start + jnp.arange(num_slots, dtype=jnp.int32)
+    tokens, logprob = jax.vmap(draw)(scores, position)
+    return Candidates(tokens=tokens, logprob=logprob, scores=scores)
