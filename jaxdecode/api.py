@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdecode import costs, resolve
+from jaxdecode import costs, resolve, template
 from jaxdecode import engine as engines
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert import vocab
@@ -22,12 +22,15 @@ from jaxdecode.language_model import LanguageModel as LanguageModel
 from jaxdecode.language_model import from_params as from_params
 from jaxdecode.language_model import load as load
 from jaxdecode.options import Options, Prompt, make_request, tokenize
-from jaxdecode.results import Generation, collect, row_result
+from jaxdecode.results import Generation, collect, row_result, whole_texts
 from jaxdecode.sampling import noise
 from jaxdecode.sampling.stop import StopFilter
+from jaxdecode.template import start_of
 from jaxdecode.zoo import explain as explain
 from jaxdecode.zoo import methods as methods
 
+# Text with marks, or token ids with None where a slot is open.
+Template = str | Mapping[str, Sequence[int | None]]
 # Steps per call of the loop: long enough that the calls cost nothing, short enough that Ctrl-C
 # and progress bars answer.
 STEPS_PER_CALL = 64
@@ -90,6 +93,58 @@ def generate(
     return run(choice.policy, chosen, rows, *writers, progress)
 
 
+def infill(
+    lm: LanguageModel,
+    templates: Template | Sequence[Template],
+    *,
+    method: str = "llada",
+    heads: Heads | str | Path | None = None,
+    n: int = 1,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Generation:
+    """Fills the open slots of every template; what is given stays as it is.
+
+    Args:
+        lm: a masked diffusion model.
+        templates: text in which `[[MASK:8]]` stands for eight tokens, `{"tokens": [...]}` with
+            None for open slots, or a list of these.
+        method: a method that fills slots.
+        heads: trained heads of methods that need some.
+        n: samples per template.
+        batch_size: rows decoded at once.
+        progress: called with the number of new tokens after every few steps.
+        **options: as for `generate`, without those that say where a text ends.
+
+    Returns:
+        As `generate`, with whole texts: tokens that were given have step -1 and log-probability 0.
+
+    Raises:
+        InputError: a template or an option is unusable; the message names it.
+    """
+    for name in ("max_new_tokens", "stop", "stop_tokens", "ignore_eos"):
+        if name in options:
+            raise InputError(
+                f"{name} is not for templates, which say where they end; leave it out."
+            )
+    entry = resolve.entry_of(method)
+    if not entry.fills:
+        raise InputError(
+            f"method {method!r} writes one token after the other; use llada to infill."
+        )
+    chosen, choice = resolve.split(method, {**options, "max_new_tokens": 1, "ignore_eos": True})
+    _check_counts(n, batch_size)
+    listed = templates if isinstance(templates, list | tuple) else [templates]
+    given = [template.read(part, lm.tokenizer, lm.config) for part in listed]
+    rows = [row for row in given for _ in range(n)]
+    seeds = [seed for seed in chosen.seeds(len(given)) for _ in range(n)]
+    keys = [noise.row_key(seeds[i], row, sample=i % n) for i, row in enumerate(rows)]
+    engine = _engine(lm, choice, None, heads)
+    out = _decode(lm, engine, rows, keys, chosen, batch_size, progress)
+    return whole_texts(lm.tokenizer, out, [list(row[: row.start]) for row in rows])
+
+
 def _writer(
     lm: LanguageModel, engine: engines.Engine, keys: Sequence[np.ndarray], batch_size: int
 ) -> Writer:
@@ -125,7 +180,7 @@ def _decode(
                 progress(_num_new(last, batch))
         assert last is not None
         for b, i in enumerate(members):
-            results[i] = row_result(lm.tokenizer, last, b, len(batch[b]), chosen)
+            results[i] = row_result(lm.tokenizer, last, b, start_of(batch[b]), chosen)
     return collect([results[i] for i in range(len(rows))])
 
 
@@ -289,4 +344,4 @@ def _stream_steps() -> Iterator[int]:
 
 def _num_new(snapshot: engines.Snapshot, prompts: Sequence[Sequence[int]]) -> int:
     lengths = snapshot.canvas.length[: len(prompts)] + 1
-    return int(lengths.sum()) - sum(map(len, prompts))
+    return int(lengths.sum()) - sum(map(start_of, prompts))

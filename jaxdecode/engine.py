@@ -19,6 +19,7 @@ from jaxdecode.core.protocols import Method, Model, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Outputs, Request, Stats
 from jaxdecode.dist import place, rules
 from jaxdecode.models.config import ModelConfig
+from jaxdecode.template import Template, start_of
 
 # Rows a step may write past a row's end: paths of up to so many nodes fit without another bucket.
 SLACK = 16
@@ -193,16 +194,20 @@ def _canvas(
     config: ModelConfig,
 ) -> Canvas:
     """The canvas before the first step, in NumPy. Padding rows are done from the start."""
-    lengths = np.ones(batch, np.int32)
-    lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
-    tokens = np.zeros((batch, slots), np.int32)
+    starts, ends = np.ones(batch, np.int32), np.full(batch, 1 + max_new_tokens, np.int32)
+    tokens, is_open = np.zeros((batch, slots), np.int32), np.ones((batch, slots), bool)
+    is_open[:, 0] = False
     for b, prompt in enumerate(prompts):
-        tokens[b, : len(prompt)] = prompt
+        given = np.asarray(prompt) >= 0
+        is_open[b, : len(prompt)] = ~given
+        tokens[b, : len(prompt)] = np.where(given, prompt, 0)
+        starts[b] = start_of(prompt)
+        ends[b] = len(prompt) if isinstance(prompt, Template) else len(prompt) + max_new_tokens
     host: dict[str, Any] = dict(
         tokens=tokens,
-        open=np.arange(slots)[None] >= lengths[:, None],
-        length=lengths - 1,
-        end=np.minimum(lengths + max_new_tokens, config.max_length).astype(np.int32),
+        open=is_open,
+        length=starts - 1,
+        end=np.minimum(ends, config.max_length).astype(np.int32),
         done=np.arange(batch) >= len(prompts),
         finish=np.zeros(batch, np.int32),
         stop_state=np.zeros(batch, np.int32),

@@ -98,13 +98,16 @@ def row_result(
     if tokenizer is not None:
         text = cut_text(tokenizer.decode(tokens), options.stop)
     nfe = int(snapshot.stats.nfe[row])
+    steps = snapshot.canvas.commit_step[row, start:end]
+    # Given parts of a template, which lie between what is new, have no step.
+    num_new = int((steps >= 0).sum()) if not alternatives else len(tokens)
     stats = RowStats(
-        num_tokens=len(tokens),
+        num_tokens=num_new,
         nfe=nfe,
-        acceptance_length=len(tokens) / max(nfe, 1),
+        acceptance_length=num_new / max(nfe, 1),
         tokens_forwarded=int(snapshot.stats.tokens_forwarded[row]),
         seconds=snapshot.seconds,
-        tokens_per_second=len(tokens) / snapshot.seconds,
+        tokens_per_second=num_new / snapshot.seconds,
     )
     return (
         text,
@@ -112,8 +115,25 @@ def row_result(
         logprobs,
         FINISH_REASONS[int(snapshot.canvas.finish[row])],
         stats,
-        snapshot.canvas.commit_step[row, start:end].tolist(),
+        steps.tolist(),
         alternatives,
+    )
+
+
+def whole_texts(
+    tokenizer: Tokenizer | None, out: Generation, before: Sequence[list[int]]
+) -> Generation:
+    """The same generation with what stood before the new tokens of every row."""
+    tokens = [given + new for given, new in zip(before, out.tokens, strict=True)]
+    texts = [None if tokenizer is None else tokenizer.decode(row) for row in tokens]
+    logprobs = zip(before, out.logprobs, strict=True)
+    steps = zip(before, out.steps, strict=True)
+    return dataclasses.replace(
+        out,
+        texts=texts,
+        tokens=tokens,
+        logprobs=[[0.0] * len(given) + new for given, new in logprobs],
+        steps=[[-1] * len(given) + new for given, new in steps],
     )
 
 

@@ -1,7 +1,9 @@
 """How the whole suite compiles: cheaply, once where tests can share, and forgotten in time."""
 
+import gc
 import importlib.metadata
 import os
+from pathlib import Path
 
 # Programs of the tests are tiny and run a few times: optimising them costs more than it saves.
 # Set before JAX starts, so that every worker and child process reads it; XLA_FLAGS= in the
@@ -15,11 +17,46 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Halves the time; later versions have no such choice and end at an unknown flag.
     CHEAP.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(CHEAP))
+# Most programs of a test are compiled in others too: workers and later runs share them.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Where plugins are installed but their devices are absent, JAX would look for these and fail.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
+
+
+# What differs between two tests of these is the method, not what Python and JAX must do for it.
+BY_METHOD = (
+    "tests/contract/",
+    "tests/drafters/",
+    "tests/verifiers/",
+    "tests/evals/test_exactness.py",
+    "tests/training/test_recipes.py",
+)
+# Lines that are kept of them: one way of drafting, checking and filling each.
+KEPT = {"ar", "prompt_lookup", "draft_model", "medusa", "eagle3", "spectr", "fast_dllm"}
+
+# Tracing makes many objects and no garbage worth looking for: a fifth of the time of a test.
+gc.disable()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--few-methods",
+        action="store_true",
+        help="leave out tests of most methods; for the second Python that is tried",
+    )
+
+
+def _kept(nodeid: str) -> bool:
+    if not nodeid.startswith(BY_METHOD):
+        return True
+    return bool(KEPT & set(nodeid.partition("[")[2].rstrip("]").split("-")))
 
 
 def _group(nodeid: str) -> str:
@@ -30,8 +67,12 @@ def _group(nodeid: str) -> str:
     return file
 
 
-def pytest_collection_modifyitems(items):
-    """Keeps every group in one piece."""
+def pytest_collection_modifyitems(config, items):
+    """Keeps every group in one piece, and leaves out what was asked to be."""
+    if config.getoption("--few-methods"):
+        left_out = [item for item in items if not _kept(item.nodeid)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _kept(item.nodeid)]
     order = {}
     for item in items:
         order.setdefault(_group(item.nodeid), len(order))
@@ -52,3 +93,4 @@ def pytest_runtest_teardown(item, nextitem):
     """Drops compiled programs: each holds memory maps, of which Linux grants a process 65,530."""
     if nextitem is None or _group(nextitem.nodeid) != _group(item.nodeid):
         jax.clear_caches()
+        gc.collect()

@@ -174,7 +174,7 @@ def spelling(folder) -> api.LanguageModel:
 
 @contextlib.contextmanager
 def count_compilations():
-    """A list that grows with every program compiled inside the block."""
+    """A list that grows with every program compiled inside the block, or read from disk."""
     events = []
 
     def listen(event, duration, **_):
