@@ -1,4 +1,4 @@
-"""Texts with undecided slots in them: `[[MASK:8]]` stands for eight tokens that a model fills in."""
+"""Texts with open slots: `[[MASK:8]]` stands for eight tokens that a model fills in."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -29,7 +29,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
-
 # What differs between two tests of these is the method, not what Python and JAX must do for it.
 BY_METHOD = (
     "tests/contract/",
