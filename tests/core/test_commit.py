@@ -84,8 +84,7 @@ def plain(row, window, candidates, decision):
             tokens[s], is_open[s] = candidates.tokens[i], False
             step[s], logprob[s] = 9, candidates.logprob[i]
         elif decision.reopen is not None and decision.reopen[i] and not window.open[i]:
-            if row.commit_step[s] >= 0 and s > row.length:
-                is_open[s] = True
+            is_open[s] |= row.commit_step[s] >= 0 and s > row.length
     final = int(np.argmax(is_open))
     if not decision.settles and final < window.start + WIDTH:
         final = int(window.start)
