@@ -318,6 +318,13 @@ METHODS = {
         summary="Hydra heads behind a layer that attends over the states of the whole text",
         heads="hydra_pp",
     ),
+    "chimera": Entry(
+        drafter="chimera",
+        tree="static",
+        source="arXiv:2402.15758",
+        summary="a layer that looks from trigrams of drafts at the states of the whole text",
+        heads="chimera",
+    ),
     "clover2": Entry(
         drafter="clover2",
         tree="dynamic",

@@ -14,16 +14,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxdecode import checks
-from jaxdecode.core import masks
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Drafter, Models
 from jaxdecode.core.types import pytree
 from jaxdecode.heads import eagle, eagle3
 from jaxdecode.sampling.top import top_ids
 from jaxdecode.trees import chain, dynamic, features, own_cache, probes, ranked, static
+from jaxdecode.trees import grown as grown_rows
 
 # With the root, a tree of 32 nodes.
 NUM_DRAFT = 31
@@ -73,23 +73,6 @@ class State:
     last: Float[Array, "B D"]
 
 
-@pytree
-class Grown:
-    """Rows of the tree so far.
-
-    Attributes:
-        tokens: their tokens.
-        features: the states they go on from.
-        level: levels below the past, from 0.
-        sees: which of them each sees, itself included.
-    """
-
-    tokens: Int[Array, "B R"]
-    features: Float[Array, "B R D"]
-    level: Int[Array, "B R"]
-    sees: Bool[Array, "B R R"]
-
-
 def make(config: Config, models: Models) -> Drafter:
     """The drafter."""
     assert models.heads is not None
@@ -128,13 +111,7 @@ def make(config: Config, models: Models) -> Drafter:
 
     def deeper(weights, cached, num_rows, grown, num_out):
         """Outputs of the last `num_out` rows: the last level's."""
-        program = MaskProgram(
-            cached=num_rows,
-            positions=num_rows[:, None] + grown.level,
-            num_new=jnp.full_like(num_rows, grown.tokens.shape[1]),
-            ancestors=masks.pack_ancestors(grown.sees),
-            rule="tree",
-        )
+        program = grown_rows.program(grown, num_rows)
         rows = grown.tokens, grown.features
         return eagle.run(parts, weights.heads, weights.target, *rows, program, cached, num_out)[0]
 
@@ -162,30 +139,6 @@ def _tree(config: Config) -> static.StaticTree:
     return tree if config.num_draft is None else tree.first(config.num_draft)
 
 
-def _below(grown: Grown | None, sees: Bool[Array, "B W R"], told: Any, tokens: Any) -> Grown:
-    """The rows with those of another level behind them.
-
-    Args:
-        grown: rows so far; None for none.
-        sees: which of these each new row sees.
-        told: the states that the new rows go on from.
-        tokens: their tokens.
-    """
-    batch, width = tokens.shape
-    own = jnp.broadcast_to(jnp.eye(width, dtype=bool), (batch, width, width))
-    if grown is None:
-        level = jnp.zeros_like(tokens)
-        return Grown(tokens=tokens, features=told, level=level, sees=own)
-    above = jnp.pad(grown.sees, ((0, 0), (0, 0), (0, width)))
-    level = jnp.full_like(tokens, grown.level.max() + 1)
-    return Grown(
-        tokens=jnp.concatenate([grown.tokens, tokens], axis=1),
-        features=jnp.concatenate([grown.features, told.astype(grown.features.dtype)], axis=1),
-        level=jnp.concatenate([grown.level, level], axis=1),
-        sees=jnp.concatenate([above, jnp.concatenate([sees, own], axis=2)], axis=1),
-    )
-
-
 def _dynamic(config, model, parts, deeper, weights, state, canvas):
     """The best paths of a tree that grows where the drafter is surest."""
     width = min(config.width, model.config.vocab_size)
@@ -197,7 +150,7 @@ def _dynamic(config, model, parts, deeper, weights, state, canvas):
             level, grown = carry
             out, tokens, sees = contexts
             if level:
-                grown = _below(grown, sees[None], out[None], tokens[None])
+                grown = grown_rows.below(grown, sees[None], out[None], tokens[None])
                 out = deeper(weights, cached, num_rows[None], grown, len(tokens))[0]
                 sees = grown.sees[0, -len(tokens) :]
             law = jax.nn.log_softmax(parts.scores(weights.heads, weights.target, out))
@@ -224,7 +177,7 @@ def _static(config, model, parts, deeper, weights, state, canvas):
         nonlocal grown
         out, sees = told
         if level:
-            grown = _below(grown, sees, out, tokens)
+            grown = grown_rows.below(grown, sees, out, tokens)
             out = deeper(weights, cached, state.num_rows, grown, tokens.shape[1])
             sees = grown.sees[:, -tokens.shape[1] :]
         columns = parts.scores(weights.heads, weights.target, out)

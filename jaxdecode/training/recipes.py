@@ -150,6 +150,13 @@ RECIPES = {
         source="arXiv:2402.05109",
         summary="a prefix layer and deeper heads, by the target's own law",
     ),
+    "chimera": Recipe(
+        objective="chimera",
+        heads="chimera",
+        method="chimera",
+        source="arXiv:2402.15758",
+        summary="trigrams and a layer on the target's states, by the tokens of the text",
+    ),
     "clover2": Recipe(
         objective="clover2",
         heads="clover2",

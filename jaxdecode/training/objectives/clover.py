@@ -10,6 +10,7 @@ from jaxdecode.core.protocols import Models
 from jaxdecode.heads import clover
 from jaxdecode.training.objective import Objective, Start, heads_only
 from jaxdecode.training.objectives import hydra
+from jaxdecode.training.objectives.hydra_pp import behind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,5 +31,5 @@ def make(config: Config, models: Models) -> Objective:
         state = clover.step(params, head, state, row)
         return target_logits(state), state
 
-    loss = hydra.loss_of(config, models, prefix.states, step)
+    loss = hydra.loss_of(config, models, behind(prefix), step)
     return Objective(init=init, loss=loss, export=heads_only)

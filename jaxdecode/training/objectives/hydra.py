@@ -53,7 +53,7 @@ def make(config: Config, models: Models) -> Objective:
     def init(key, weights):
         return Start(hydra.init(shape, model.config, key, weights.target))
 
-    loss = loss_of(config, models, lambda params, hidden, program: hidden, step_of(models))
+    loss = loss_of(config, models, lambda params, frozen, batch, hidden: hidden, step_of(models))
     return Objective(init=init, loss=loss, export=heads_only)
 
 
@@ -77,7 +77,7 @@ def loss_of(
     Args:
         config: settings.
         models: the target and the heads.
-        read: (params, the target's states, mask program) -> what the first head is told.
+        read: (params, target params, batch, the target's states) -> what the first head is told.
         step: a head's scores.
     """
     assert models.heads is not None and models.target.target.embed is not None
@@ -87,8 +87,7 @@ def loss_of(
     def loss(params, target_params, batch, key):
         del key
         frozen = jax.lax.stop_gradient(target_params)
-        mask = program(batch)
-        hidden = target.forward(frozen, batch.tokens, mask, None).hidden
+        hidden = target.forward(frozen, batch.tokens, program(batch), None).hidden
         guesses = [ahead(batch, k + 2) for k in places]
         wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*guesses, strict=True))
         # Head k reads the tokens 1 to k + 1 places on; the target says its token one place later.
@@ -108,7 +107,7 @@ def loss_of(
                 errors += config.law_weight * losses.soft_cross_entropy(scores, law)
             return errors, scores.argmax(-1) == wanted
 
-        state = read(params, hidden, mask)
+        state = read(params, frozen, batch, hidden)
         errors, hits = losses.over_tokens(per_token, state, seen, later, wanted)
         rates = losses.per_head(hits, weight)
         metrics = {f"accuracy.{k}": rate for k, rate in enumerate(rates)}

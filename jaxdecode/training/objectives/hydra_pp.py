@@ -5,10 +5,12 @@ the authors' code). Differs: no dropout, and no noise on embeddings.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import hydra_pp
-from jaxdecode.training.objective import Objective, Start, heads_only
+from jaxdecode.training.objective import Objective, Start, heads_only, program
 from jaxdecode.training.objectives import hydra
 
 
@@ -36,5 +38,15 @@ def make(config: Config, models: Models) -> Objective:
     def init(key, weights):
         return Start(hydra_pp.init(shape, model.config, key, weights.target))
 
-    loss = hydra.loss_of(config, models, prefix.states, hydra.step_of(models))
+    loss = hydra.loss_of(config, models, behind(prefix), hydra.step_of(models))
     return Objective(init=init, loss=loss, export=heads_only)
+
+
+def behind(prefix: hydra_pp.Prefix) -> Callable[..., Any]:
+    """What heads behind a prefix layer are told first."""
+
+    def read(params, frozen, batch, hidden):
+        del frozen
+        return prefix.states(params, hidden, program(batch))
+
+    return read
