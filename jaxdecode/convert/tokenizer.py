@@ -93,6 +93,16 @@ class Tokenizer:
         start = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         return start + self.backend.encode(text)
 
+    def without(self, token: int) -> "Tokenizer":
+        """The same tokenizer, for which the written form of a token is text like any other.
+
+        For the mask token of a model that fills slots: a prompt that quotes it must not gain
+        undecided slots. Other special tokens that are written out still become their token.
+        """
+        if not 0 <= token < self.vocab_size:
+            return self
+        return dataclasses.replace(self, backend=self.backend.without(token))
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Joins the bytes of the tokens and reads them as UTF-8; broken characters turn U+FFFD."""
         return _join(self.token_bytes, tokens).decode(errors="replace")
