@@ -161,7 +161,8 @@ def verify(path: Path | str, *, progress: bool = False) -> dict[str, Any]:
     their structure and that every value is finite can be vouched for.
 
     Returns:
-        path, kind, checks (what was checked), fills_slots (as of `inspect`), num_parameters, files (SHA-256 by name).
+        path, kind, checks (what was checked), fills_slots (as of `inspect`), num_parameters,
+        files (SHA-256 by name).
 
     Raises:
         CorruptCheckpointError: on any damage.
