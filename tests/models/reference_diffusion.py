@@ -179,8 +179,8 @@ def llada(forward, prompts, *, steps, length, block, mask, pad=0, guidance=0.0):
 
 
 def timesteps(steps, eps=1e-3):
-    """Dream: from all noise to almost none."""
-    return np.linspace(1, eps, steps + 1)
+    """Dream: from all noise to almost none, in single precision as published."""
+    return np.linspace(1, eps, steps + 1, dtype=np.float32)
 
 
 def dream(
@@ -223,7 +223,7 @@ def dream(
                 "entropy": (probs * np.log(probs + 1e-10)).sum(-1),
             }[rule]
             sure = np.where(is_open, sure, -np.inf)
-            mean = is_open.sum() / len(x)
+            mean = np.float32(is_open.sum() / len(x))
             count = int(mean) if last else int(mean * (1 - t[i + 1] / t[i]))
             for row in range(len(x)):
                 chosen = [s for s in _top(sure[row], count) if is_open[row, s]]
@@ -257,7 +257,8 @@ def fast_dllm(forward, prompt, *, length, mask, stop=None, block=32, sub_block=8
         return forward(np.array([row]), np.ones((1, len(row)), bool))[0]
 
     x, seen = list(prompt), []
-    if len(x) > block and len(x) % block == 0:
+    # The published condition is `>`: a prompt of just one block is lost there, never cached.
+    if len(x) >= block and len(x) % block == 0:
         x.append(int(scores_of(x)[-1].argmax()))
         seen.append(np.array(x))
     for _ in range(length // block):
