@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxdecode.convert import tokenizer_files
 from jaxdecode.convert.atomic import atomic_directory
 from jaxdecode.convert.checkpoint import TOKENIZER, hash_files, write_checkpoint
 from jaxdecode.convert.open import open_source
@@ -280,6 +281,8 @@ def _tokenizer_kind(source: Source) -> str | None:
         for name in _TOKENIZER_FILES[:2]:
             if (source.tokenizer_dir / name).is_file():
                 return name
+        if tokenizer_files.has_pair(source.tokenizer_dir):
+            return " and ".join(tokenizer_files.PAIR)
     return None
 
 

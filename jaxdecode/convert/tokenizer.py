@@ -190,10 +190,11 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     """Reads the tokenizer of a checkpoint folder as transformers 4 and 5 write it.
 
     Args:
-        directory: a folder with tokenizer.json or tokenizer.model, and settings beside it.
+        directory: a folder with tokenizer.json, tokenizer.model, or vocab.json and merges.txt of
+            a class that is known, and settings beside it.
 
     Returns:
-        The tokenizer, or None if the folder has neither file.
+        The tokenizer, or None if the folder has none of these.
 
     Raises:
         CorruptCheckpointError: if a file is damaged.
@@ -202,11 +203,12 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     files = tokenizer_files.read_files(Path(directory))
     if files is None:
         return None
-    if files.vocab.name == JsonBackend.file_name:
-        backend: Backend = JsonBackend(files.vocab.read_bytes(), files.added, str(files.vocab))
+    raw = tokenizer_files.read_vocab(files)
+    if files.vocab.name != SentencePieceBackend.file_name:
+        backend: Backend = JsonBackend(raw, files.added, str(files.vocab))
     else:
         backend = SentencePieceBackend(
-            files.vocab.read_bytes(),
+            raw,
             files.added,
             prefix_everywhere=files.config.get("legacy") is not False,
             source=str(files.vocab),

@@ -255,6 +255,40 @@ def test_words_and_tokens_listed_beside_the_file(tmp_path):
     assert plain.without(2).encode("m") == [1]
 
 
+def pair_of_files(folder, **changes):
+    """A tokenizer as Dream publishes it: vocab.json, merges.txt and the added tokens beside."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: i for i, piece in enumerate([*letters, "ab", "\u0120ab", "12"])} | changes
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n\u0120 ab\n1 2\n")
+    names = ["<|endoftext|>", "<|beginoftext|>", "<|mask|>"]
+    added = {str(259 + i): {"content": name, "special": True} for i, name in enumerate(names)}
+    settings = {"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": added}
+    settings |= {"mask_token": "<|mask|>", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_vocabulary_in_two_files(tmp_path):
+    pair_of_files(tmp_path)
+    made = load_tokenizer(tmp_path)
+    one = {made.backend.piece(t): t for t in range(256)}
+    # Digits are cut apart before merging, and a decomposed letter is composed.
+    assert made.encode("ab ab12") == [256, 257, one["1"], one["2"]]
+    assert made.decode(made.encode("e\u0301")) == "\u00e9"
+    assert (made.eos_id, made.vocab_size) == (259, 262)
+    assert made.encode("ab<|mask|>") == [256, 261]
+    assert 261 not in made.without(261).encode("ab<|mask|>")
+    assert made.without(261).decode(made.without(261).encode("ab<|mask|>")) == "ab<|mask|>"
+    (tmp_path / "saved").mkdir()
+    made.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode("ab ab12") == made.encode("ab ab12")
+    pair_of_files(tmp_path, ab=300)
+    with pytest.raises(CorruptCheckpointError, match="vocab.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Other"}')
+    assert load_tokenizer(tmp_path) is None
+
+
 def test_a_loaded_model_never_reads_the_mask_from_text(tmp_path):
     folder = tiny.write(tmp_path / "hf", "llada", mask_token_id=None, vocab_size=96)
     vocab = {chr(33 + i): i for i in range(64)}
