@@ -87,6 +87,26 @@ def test_left_padding_of_the_published_code_changes_nothing(loaded, count):
     np.testing.assert_allclose(scores(lm, TEXTS)[1], wanted[pad:], atol=1e-5, rtol=1e-5)
 
 
+def test_the_loop_writes_the_published_text(loaded):
+    """Greedy, ragged here and left-padded there; the mask token is never written, as here."""
+    name, lm = loaded
+    if name in ("llada_options", "fast_dllm"):
+        pytest.skip("one loop of each kind is enough here")
+    raw = reference.forward_of(tiny.CONFIGS[name], tiny.tensors(name))
+    never = np.where(np.arange(96) == tiny.MASK, -1e9, 0.0)
+    rows, asked = [[5, 7, 11], [3, 2, 1, 4, 6], [8]], dict(length=8, mask=tiny.MASK)
+    options = dict(max_new_tokens=8, method="llada", ignore_eos=True)
+    if name == "llada":
+        seen = reference.llada(
+            lambda x, real: raw(x, real) + never, rows, steps=4, block=4, **asked
+        )
+        out = jd.generate(lm, rows, block_length=4, steps=2, **options)
+    else:
+        seen = reference.dream(lambda x, real: raw(x, real) + never, rows, steps=6, **asked)
+        out = jd.generate(lm, rows, steps=6, schedule="linear", **options)
+    assert out.tokens == seen[-1][:, 5:].tolist()
+
+
 def test_the_reference_notices_a_wrong_rule(loaded):
     name, lm = loaded
     ours, tensors = scores(lm, TEXTS)[0], tiny.tensors(name)
