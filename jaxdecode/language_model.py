@@ -60,9 +60,10 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        fills = f", fills slots: {self.config.denoiser}" if self.config.denoiser else ""
         return (
             f"LanguageModel({self.name!r}, {self.config.family}, {size / 1e6:.0f}M parameters, "
-            f"{jnp.dtype(self.dtype).name}, context {self.config.max_length})"
+            f"{jnp.dtype(self.dtype).name}, context {self.config.max_length}{fills})"
         )
 
 

@@ -53,6 +53,7 @@ def _summary(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("path", found["path"]),
         ("format", found["kind"]),
         ("family", found["family"]),
+        ("writes", _writes(found["fills_slots"])),
         ("parameters", f"{found['num_parameters']:,}"),
         ("size", f"{found['num_bytes'] / 1e6:.1f} MB"),
         ("number format", _counts(found["dtypes"])),
@@ -62,6 +63,10 @@ def _summary(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{config['vocab_size']:,}"),
         ("context", f"{config['max_length']:,} tokens"),
     ]
+
+
+def _writes(fills: str | None) -> str:
+    return "one token after the other" if fills is None else f"undecided slots ({fills})"
 
 
 def _heads_summary(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -45,6 +45,7 @@ class Verify:
         if self.json:
             print_json({"ok": True} | found)
         else:
-            checks = ", ".join(found["checks"])
-            print(f"{path}: sound ({found['num_parameters']:,} parameters; checked {checks})")
+            checks, fills = ", ".join(found["checks"]), found.get("fills_slots")
+            kind = f"; fills slots: {fills}" if fills else ""
+            print(f"{path}: sound ({found['num_parameters']:,} parameters{kind}; checked {checks})")
         return 0

@@ -5,8 +5,10 @@ to a text. Special tokens written out in a text (`<|im_start|>`) become their to
 transformers.
 """
 
+import copy
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +64,10 @@ class Backend(Protocol):
         """Returns whether the vocabulary file itself puts this token before a text."""
         ...
 
+    def without(self, token: int) -> "Backend":
+        """Returns the same backend, for which no text is cut into this token."""
+        ...
+
 
 class JsonBackend:
     """A tokenizer.json, read by the library `tokenizers`."""
@@ -76,6 +82,7 @@ class JsonBackend:
         self._content = _parse_json(raw, source)
         self._tokenizer = _build_tokenizer(raw, source)
         self._source = source
+        self._beside = dict(added)
         for token, entry in sorted(added.items()):
             if self._tokenizer.token_to_id(entry.content) is None:
                 self._tokenizer.add_tokens([_library_token(entry)])
@@ -84,6 +91,7 @@ class JsonBackend:
                     f"{source}: the added token {entry.content!r} should have id {token}, but the "
                     f"vocabulary gives {self._tokenizer.token_to_id(entry.content)}."
                 )
+        self._cutter = self._tokenizer
         self._added = self._tokenizer.get_added_tokens_decoder()
         named_special = {token for token, entry in added.items() if entry.special}
         self.special = frozenset(
@@ -92,7 +100,7 @@ class JsonBackend:
 
     def encode(self, text: str) -> list[int]:
         """Cuts a text into tokens and adds nothing."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._cutter.encode(text, add_special_tokens=False).ids
 
     def token_id(self, piece: str) -> int | None:
         """Returns the token written exactly like this, or None."""
@@ -105,6 +113,34 @@ class JsonBackend:
     def adds_bos(self, bos_id: int) -> bool:
         """Returns whether the file's post-processor starts every text with this token."""
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+
+    def without(self, token: int) -> "JsonBackend":
+        """Returns the same backend, for which no text is cut into this token.
+
+        The token keeps its id and gets a name that no text holds: without it, the library would
+        number those after it anew.
+        """
+        name, hidden = self.piece(token), secrets.token_hex(16)
+        if not name:
+            return self
+        content = json.loads(self.raw)
+        for entry in content.get("added_tokens") or ():
+            entry["content"] = hidden if entry["content"] == name else entry["content"]
+        model = content.get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(vocab, dict) and name in vocab:
+            vocab[hidden] = vocab.pop(name)
+        elif isinstance(vocab, list):
+            model["vocab"] = [
+                [hidden, *rest] if piece == name else [piece, *rest] for piece, *rest in vocab
+            ]
+        beside = {
+            other: entry._replace(content=hidden) if entry.content == name else entry
+            for other, entry in self._beside.items()
+        }
+        made = copy.copy(self)
+        made._cutter = JsonBackend(json.dumps(content).encode(), beside, self._source)._tokenizer
+        return made
 
     def token_bytes(self) -> list[bytes]:
         """Returns the bytes every token adds to a text; nothing for special tokens."""
@@ -148,6 +184,7 @@ class SentencePieceBackend:
         self, raw: bytes, added: Mapping[int, AddedToken], *, prefix_everywhere: bool, source: str
     ):
         self.raw = raw
+        self._source = source
         model = _parse_model(raw, source)
         pieces = [(piece.piece, piece.type) for piece in model.pieces]
         size = _checked_size(max([len(pieces), *(token + 1 for token in added)]), source)
@@ -176,11 +213,7 @@ class SentencePieceBackend:
         self._cut_out |= {
             self._pieces[token][0]: token for token in typed if self._pieces[token][0]
         }
-        # Longest first: <unused10> must not be read as <unused1> followed by 0>.
-        ordered = sorted(self._cut_out, key=len, reverse=True)
-        self._splitter = (
-            re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
-        )
+        self._splitter = _splitter(self._cut_out)
 
     def encode(self, text: str) -> list[int]:
         """Cuts a text into tokens and adds nothing."""
@@ -210,6 +243,18 @@ class SentencePieceBackend:
         del bos_id
         return True
 
+    def without(self, token: int) -> "SentencePieceBackend":
+        """Returns the same backend, for which no text is cut into this token."""
+        name = self.piece(token)
+        made = copy.copy(self)
+        made._processor, made._later = (
+            _build_processor(_renamed(processor, name), self._source)
+            for processor in (self._processor, self._later)
+        )
+        made._cut_out = {text: other for text, other in self._cut_out.items() if other != token}
+        made._splitter = _splitter(made._cut_out)
+        return made
+
     def token_bytes(self) -> list[bytes]:
         """Returns the bytes every token adds to a text; nothing for special tokens."""
         table = [
@@ -221,6 +266,22 @@ class SentencePieceBackend:
         for token in self.special:
             table[token] = b""
         return table
+
+
+def _splitter(cut_out: Mapping[str, int]) -> re.Pattern[str] | None:
+    # Longest first: <unused10> must not be read as <unused1> followed by 0>.
+    ordered = sorted(cut_out, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
+
+
+def _renamed(processor: sentencepiece.SentencePieceProcessor, name: str) -> bytes:
+    """A sentencepiece model in which a piece has a name that no text holds."""
+    model = model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+    model.ParseFromString(processor.serialized_model_proto())
+    for piece in model.pieces:
+        if piece.piece == name:
+            piece.piece = secrets.token_hex(16)
+    return model.SerializeToString()
 
 
 def byte_alphabet() -> dict[int, str]:

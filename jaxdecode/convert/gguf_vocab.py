@@ -121,6 +121,24 @@ def gguf_vocab(metadata: dict[str, Any]) -> GgufVocab | None:
     )
 
 
+def byte_level_file(vocabulary: dict[str, int], merges: list[str], splitting: str) -> bytes:
+    """Writes vocab.json and merges.txt, the older pair of files, as one tokenizer.json.
+
+    Args:
+        vocabulary: ids from 0 on by piece, added tokens not among them.
+        merges: two pieces each, in order.
+        splitting: name of the rule that cuts a text before merging.
+
+    Raises:
+        CorruptCheckpointError: ids are not 0, 1, 2, ..., or a merge is not two pieces.
+    """
+    tokens = sorted(vocabulary, key=lambda piece: vocabulary[piece])
+    if [vocabulary[piece] for piece in tokens] != list(range(len(tokens))):
+        raise CorruptCheckpointError("vocab.json: ids are not those from 0 on, each once.")
+    pairs = _merges({_KEY + "merges": merges})
+    return _json_file(tokens, [_NORMAL] * len(tokens), pairs, _SPLITTINGS[splitting], None)
+
+
 def _splitting(metadata: dict[str, Any]) -> _Splitting:
     name = metadata.get(_KEY + "pre", "default")
     if name not in _SPLITTINGS:

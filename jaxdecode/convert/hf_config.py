@@ -8,8 +8,14 @@ decoder does not implement is an error, never ignored.
 import math
 from typing import Any
 
-from jaxdecode.convert.source import check_config
-from jaxdecode.errors import CorruptCheckpointError, UnsupportedError, near_matches
+from jaxdecode.convert import hf_denoisers
+from jaxdecode.convert.source import check_config, unsupported
+from jaxdecode.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    UnsupportedError,
+    near_matches,
+)
 from jaxdecode.models.config import ModelConfig, Rope
 
 _COMMON: dict[str, Any] = {
@@ -49,6 +55,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "qwen2": _COMMON | _QWEN,
     "qwen3": _COMMON | _QWEN | {"head_dim": 128},
+    "Dream": _COMMON | _QWEN,
+    "Fast_dLLM_Qwen": _COMMON | _QWEN | {"bd_size": 32},
     "gemma3_text": _COMMON
     | {
         "vocab_size": 262208,
@@ -68,6 +76,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_local_base_freq": 10_000.0,
     },
 }
+_FAMILIES = {"gemma3_text": "gemma3"} | hf_denoisers.FAMILIES
+_LIKE_QWEN2 = ("qwen2", "dream", "fast_dllm")
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATION_NAMES = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 
@@ -102,30 +112,45 @@ def config_from_hf(hf: dict[str, Any]) -> ModelConfig:
     if model_type == "gemma3" and isinstance(hf.get("text_config"), dict):
         hf = {"model_type": "gemma3_text"} | hf["text_config"]
         model_type = hf["model_type"]
-    if not isinstance(model_type, str) or model_type not in _DEFAULTS:
+    known = [*_DEFAULTS, hf_denoisers.LLADA]
+    if not isinstance(model_type, str) or model_type not in known:
         raise UnsupportedError(
             f"config.json: model_type {model_type!r} is not supported; supported: "
-            f"{', '.join(_DEFAULTS)}.{near_matches(str(model_type), list(_DEFAULTS))}"
+            f"{', '.join(known)}.{near_matches(str(model_type), known)}"
         )
-    for key, neutral in _NEUTRAL.items():
+    for key, neutral in _neutral(model_type).items():
         if hf.get(key) not in neutral:
-            raise _unsupported(key, hf[key], " or ".join(map(repr, neutral)))
-    values = _DEFAULTS[model_type] | hf
+            raise unsupported(key, hf[key], " or ".join(map(repr, neutral)))
+    hf_denoisers.check(hf)
+    values = _DEFAULTS.get(model_type, {}) | hf
     try:
-        config = _build(model_type, values)
+        llada = model_type == hf_denoisers.LLADA
+        config = hf_denoisers.read_llada(hf) if llada else _build(model_type, values)
     except (TypeError, ValueError, ArithmeticError, KeyError, AttributeError) as error:
         raise CorruptCheckpointError(f"config.json: unusable values ({error}).") from error
     return check_config(config, "config.json")
 
 
+def _neutral(model_type: str) -> dict[str, tuple[Any, ...]]:
+    own = hf_denoisers.NEUTRAL.get(model_type)
+    if own is None:
+        return _NEUTRAL
+    # No class of the library reads these models, so their files must name other code.
+    return {key: off for key, off in _NEUTRAL.items() if key != "auto_map"} | own
+
+
 def known_keys(model_type: str) -> list[str]:
     """Settings that `config_from_hf` reads for a supported model_type, sorted."""
     own = ("model_type", "layer_types", "rope_scaling", "rope_parameters")
-    return sorted({*_DEFAULTS[model_type], *_NEUTRAL, *own})
+    if model_type in hf_denoisers.ARCHITECTURES:
+        own += ("architectures", "mask_token_id")
+    named = (_DEFAULTS | {hf_denoisers.LLADA: hf_denoisers.LLADA_DEFAULTS})[model_type]
+    return sorted({*named, *_neutral(model_type), *own})
 
 
 def _build(model_type: str, values: dict[str, Any]) -> ModelConfig:
-    family = "gemma3" if model_type == "gemma3_text" else model_type
+    family = _FAMILIES.get(model_type, model_type)
+    qwen2 = family in _LIKE_QWEN2
     gemma = family == "gemma3"
     num_layers, num_heads = values["num_hidden_layers"], values["num_attention_heads"]
     hidden_size = values["hidden_size"]
@@ -151,8 +176,8 @@ def _build(model_type: str, values: dict[str, Any]) -> ModelConfig:
         norm_offset=1.0 if gemma else 0.0,
         activation=_activation(values, gemma),
         # Mistral and Qwen 2 have no such setting: never and always, whatever the file says.
-        qkv_bias=family == "qwen2" or (attention_bias and family != "mistral"),
-        o_bias=attention_bias and family not in ("mistral", "qwen2"),
+        qkv_bias=qwen2 or (attention_bias and family != "mistral"),
+        o_bias=attention_bias and family != "mistral" and not qwen2,
         mlp_bias=bool(values["mlp_bias"]) and family == "llama",
         qk_norm=family in ("qwen3", "gemma3"),
         post_norms=gemma,
@@ -162,13 +187,14 @@ def _build(model_type: str, values: dict[str, Any]) -> ModelConfig:
         layer_windows=windows,
         rope=rope,
         local_rope=local_rope,
+        denoiser=hf_denoisers.denoiser(values),
     )
 
 
 def _activation(values: dict[str, Any], gemma: bool) -> Any:
     key = "hidden_activation" if gemma else "hidden_act"
     if values[key] not in _ACTIVATIONS:
-        raise _unsupported(key, values[key], ", ".join(_ACTIVATIONS))
+        raise unsupported(key, values[key], ", ".join(_ACTIVATIONS))
     return _ACTIVATIONS[values[key]]
 
 
@@ -181,13 +207,11 @@ def _layer_windows(family: str, values: dict[str, Any]) -> tuple[int, ...]:
     if family in ("llama", "mistral"):
         local = [family == "mistral" and window is not None] * num_layers
         if types is not None and [t == "sliding_attention" for t in types] != local:
-            raise _unsupported(
-                "layer_types", types, f"the uniform pattern of model_type {family!r}"
-            )
+            raise unsupported("layer_types", types, f"the uniform pattern of model_type {family!r}")
     elif types is not None:
         unknown = set(types) - {"sliding_attention", "full_attention"}
         if unknown or len(types) != num_layers:
-            raise _unsupported(
+            raise unsupported(
                 "layer_types", types, f"{num_layers} of 'sliding_attention' or 'full_attention'"
             )
         local = [t == "sliding_attention" for t in types]
@@ -197,10 +221,11 @@ def _layer_windows(family: str, values: dict[str, Any]) -> tuple[int, ...]:
     else:
         first = values["max_window_layers"]
         local = [bool(values["use_sliding_window"]) and i >= first for i in range(num_layers)]
-    if family in ("qwen2", "qwen3") and not values["use_sliding_window"]:
+    qwen = family in (*_LIKE_QWEN2, "qwen3")
+    if qwen and not values["use_sliding_window"]:
         window = None
     if any(local) and (type(window) is not int or window < 1):
-        if types is None and family in ("qwen2", "qwen3"):
+        if types is None and qwen:
             return (0,) * num_layers
         raise ValueError(f"sliding_window is {window!r} but layers are 'sliding_attention'")
     return tuple((window or 0) if is_local else 0 for is_local in local)
@@ -213,7 +238,7 @@ def _ropes(values: dict[str, Any], gemma: bool) -> tuple[Rope, Rope | None]:
         return _rope(parameters or scaling or {}, theta, max_length), None
     parameters = parameters or {}
     if not parameters.keys() <= {"full_attention", "sliding_attention"}:
-        raise _unsupported("rope_parameters", parameters, "full_attention and sliding_attention")
+        raise unsupported("rope_parameters", parameters, "full_attention and sliding_attention")
     full = (parameters.get("full_attention") or {}) | (scaling or {})
     local = parameters.get("sliding_attention") or {}
     return (
@@ -227,7 +252,7 @@ def _rope(parameters: dict[str, Any], theta: float, max_length: int) -> Rope:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     partial = parameters.get("partial_rotary_factor", 1)
     if partial not in (None, 1):
-        raise _unsupported("partial_rotary_factor", partial, "1")
+        raise unsupported("partial_rotary_factor", partial, "1")
     theta = float(theta if (given := parameters.get("rope_theta")) is None else given)
     if kind in ("default", None):
         return Rope(theta=theta)
@@ -243,13 +268,7 @@ def _rope(parameters: dict[str, Any], theta: float, max_length: int) -> Rope:
             high_freq_factor=float(parameters["high_freq_factor"]),
             original_max_length=max_length if original is None else original,
         )
-    raise _unsupported("rope type", kind, "default, linear, llama3")
-
-
-def _unsupported(key: str, value: Any, supported: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"config.json: {key} = {str(value)[:120]!r} is not supported; supported: {supported}."
-    )
+    raise unsupported("rope type", kind, "default, linear, llama3")
 
 
 _ARCHITECTURES = {
@@ -258,7 +277,8 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
-}
+} | {hf_denoisers.FAMILIES[kind]: name for kind, name in hf_denoisers.ARCHITECTURES.items()}
+_MODEL_TYPES = {family: model_type for model_type, family in _FAMILIES.items()}
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -271,9 +291,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         raise UnsupportedError(
             f"family {config.family!r} has no transformers class; known: {list(_ARCHITECTURES)}."
         )
+    if config.family == hf_denoisers.FAMILIES[hf_denoisers.LLADA]:
+        return _checked(hf_denoisers.llada_to_hf(config), config)
     hf = {
         "architectures": [_ARCHITECTURES[config.family]],
-        "model_type": "gemma3_text" if config.family == "gemma3" else config.family,
+        "model_type": _MODEL_TYPES.get(config.family, config.family),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -287,7 +309,15 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "rope_theta": config.rope.theta,
         "rope_scaling": _rope_to_hf(config.rope),
     } | _family_to_hf(config)
-    if config_from_hf(hf) != config:
+    return _checked(hf | hf_denoisers.denoiser_to_hf(config), config)
+
+
+def _checked(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    try:
+        same = config_from_hf(hf) == config
+    except CheckpointError:
+        same = False
+    if not same:
         raise UnsupportedError(
             f"{_ARCHITECTURES[config.family]} cannot express this configuration: {config}."
         )

@@ -104,6 +104,11 @@ _MODEL: dict[str, Rule] = {
     "final_norm.scale": (COPY, ("model.norm.weight",)),
     "head.kernel": (COPY, ("lm_head.weight",)),
 }
+_LLADA_MODEL: dict[str, Rule] = {
+    "embed.embedding": (COPY, ("model.transformer.wte.weight",)),
+    "final_norm.scale": (COPY, ("model.transformer.ln_f.weight",)),
+    "head.kernel": (COPY, ("model.transformer.ff_out.weight",)),
+}
 _LAYER: dict[str, Rule] = {
     "attn_norm.scale": (COPY, ("input_layernorm.weight",)),
     "attn.qkv.kernel": (QKV, _named(_QKV_NAMES, "weight")),
@@ -126,22 +131,44 @@ _SANDWICH_NORMS: dict[str, Rule] = {
     "mlp_norm.scale": (COPY, ("pre_feedforward_layernorm.weight",)),
     "mlp_post_norm.scale": (COPY, ("post_feedforward_layernorm.weight",)),
 }
+# `ff_proj` goes through the nonlinearity, `up_proj` does not.
+_LLADA_QKV, _LLADA_PAIR = ("q_proj", "k_proj", "v_proj"), ("ff_proj", "up_proj")
+_LLADA_LAYER: dict[str, Rule] = {
+    "attn_norm.scale": (COPY, ("attn_norm.weight",)),
+    "attn.qkv.kernel": (QKV, _named(_LLADA_QKV, "weight")),
+    "attn.qkv.bias": (QKV, _named(_LLADA_QKV, "bias")),
+    "attn.o.kernel": (COPY, ("attn_out.weight",)),
+    "attn.o.bias": (COPY, ("attn_out.bias",)),
+    "mlp_norm.scale": (COPY, ("ff_norm.weight",)),
+    "mlp.gate_up.kernel": (PAIR, _named(_LLADA_PAIR, "weight")),
+    "mlp.gate_up.bias": (PAIR, _named(_LLADA_PAIR, "bias")),
+    "mlp.down.kernel": (COPY, ("ff_out.weight",)),
+    "mlp.down.bias": (COPY, ("ff_out.bias",)),
+}
 FAMILY_LAYER: dict[str, dict[str, Rule]] = {
     "llama": _LAYER | _PLAIN_NORMS,
     "mistral": _LAYER | _PLAIN_NORMS,
     "qwen2": _LAYER | _PLAIN_NORMS,
     "qwen3": _LAYER | _PLAIN_NORMS,
     "gemma3": _LAYER | _SANDWICH_NORMS,
+    "llada": _LLADA_LAYER,
+    "dream": _LAYER | _PLAIN_NORMS,
+    "fast_dllm": _LAYER | _PLAIN_NORMS,
 }
+# Names outside the layers, and what stands before a layer's number, where they are not the usual.
+_FAMILY_MODEL = {"llada": _LLADA_MODEL}
+_FAMILY_PREFIX = {"llada": "model.transformer.blocks"}
 
 
 def rule(config: ModelConfig, name: str) -> Rule:
     """Returns the transform of one of our parameters and the full Hugging Face names it needs."""
-    if name in _MODEL:
-        return _MODEL[name]
+    whole = _FAMILY_MODEL.get(config.family, _MODEL)
+    if name in whole:
+        return whole[name]
     _, layer, local = name.split(".", 2)
+    prefix = _FAMILY_PREFIX.get(config.family, "model.layers")
     transform, names = FAMILY_LAYER[config.family][local]
-    return transform, tuple(f"model.layers.{layer}.{theirs}" for theirs in names)
+    return transform, tuple(f"{prefix}.{layer}.{theirs}" for theirs in names)
 
 
 def check_tensors(config: ModelConfig, store: TensorStore, where: str) -> None:
@@ -177,15 +204,15 @@ def _harmless(config: ModelConfig, store: TensorStore, name: str) -> bool:
     """Whether a tensor repeats what the configuration or another tensor already says."""
     if name.endswith("rotary_emb.inv_freq"):
         return True
-    if name != "lm_head.weight" or not config.tied_embeddings:
+    (head,), (embedding,) = (rule(config, ours)[1] for ours in ("head.kernel", "embed.embedding"))
+    if name != head or not config.tied_embeddings:
         return False
-    embedding = "model.embed_tokens.weight"
     if embedding not in store.shapes or store.shapes[embedding] != store.shapes[name]:
         return False
     if not np.array_equal(store.read(name), store.read(embedding)):
         raise CheckpointError(
-            "lm_head.weight differs from model.embed_tokens.weight although config.json says "
-            "tie_word_embeddings = true; set it to false to keep both."
+            f"{head} differs from {embedding} although config.json says that they are tied "
+            "(tie_word_embeddings, weight_tying); set it to false to keep both."
         )
     return True
 

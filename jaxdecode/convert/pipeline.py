@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxdecode.convert import tokenizer_files
 from jaxdecode.convert.atomic import atomic_directory
 from jaxdecode.convert.checkpoint import TOKENIZER, hash_files, write_checkpoint
 from jaxdecode.convert.open import open_source
@@ -130,7 +131,8 @@ def inspect(path: Path | str) -> dict[str, Any]:
 
     Returns:
         Plain JSON values: path, kind, family, config, num_parameters, num_bytes, dtypes (number of
-        parameters per dtype), quantization (GGUF tensors per type), tokenizer, tensors.
+        parameters per dtype), quantization (GGUF tensors per type), fills_slots (how, None for
+        autoregressive models), tokenizer, tensors.
     """
     source = open_source(path)
     shapes = param_shapes(source.config)
@@ -143,6 +145,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "num_bytes": source.num_bytes(),
         "dtypes": dict(Counter(source.dtypes.values())),
         "quantization": source.quantization,
+        "fills_slots": _fills(source),
         "tokenizer": _tokenizer_kind(source),
         "token_ids": source.token_ids,
         "tensors": [
@@ -159,7 +162,8 @@ def verify(path: Path | str, *, progress: bool = False) -> dict[str, Any]:
     their structure and that every value is finite can be vouched for.
 
     Returns:
-        path, kind, checks (what was checked), num_parameters, files (SHA-256 by name).
+        path, kind, checks (what was checked), fills_slots (as of `inspect`), num_parameters,
+        files (SHA-256 by name).
 
     Raises:
         CorruptCheckpointError: on any damage.
@@ -179,6 +183,7 @@ def verify(path: Path | str, *, progress: bool = False) -> dict[str, Any]:
         "path": str(path),
         "kind": source.kind,
         "checks": ["sha256", *checks] if source.kind == "orbax" else checks,
+        "fills_slots": _fills(source),
         "num_parameters": sum(math.prod(shape) for shape in shapes.values()),
         "files": _hashes(source),
     }
@@ -234,8 +239,14 @@ def read_tokenizer(source: Source) -> Tokenizer | None:
         UnsupportedError: its vocabulary is of a kind that is not supported.
     """
     if source.tokenizer_dir is not None:
-        return load_tokenizer(source.tokenizer_dir)
-    return tokenizer_from_gguf(source.tokenizer_metadata) if source.tokenizer_metadata else None
+        found = load_tokenizer(source.tokenizer_dir)
+    else:
+        metadata = source.tokenizer_metadata
+        found = tokenizer_from_gguf(metadata) if metadata else None
+    if found is None or source.config.denoiser is None:
+        return found
+    # The mask token stands for what is undecided: no text of a user may smuggle it in.
+    return found.without(source.config.denoiser.mask_token)
 
 
 def read_end_tokens(source: Source, tokenizer: Tokenizer | None) -> tuple[int, ...]:
@@ -259,6 +270,10 @@ def _write_tokenizer(source: Source, folder: Path) -> None:
         tokenizer.save(folder)
 
 
+def _fills(source: Source) -> str | None:
+    return None if source.config.denoiser is None else str(source.config.denoiser)
+
+
 def _tokenizer_kind(source: Source) -> str | None:
     if source.tokenizer_metadata:
         return f"gguf {source.tokenizer_metadata.get('tokenizer.ggml.model', 'unknown')}"
@@ -266,6 +281,8 @@ def _tokenizer_kind(source: Source) -> str | None:
         for name in _TOKENIZER_FILES[:2]:
             if (source.tokenizer_dir / name).is_file():
                 return name
+        if tokenizer_files.has_pair(source.tokenizer_dir):
+            return " and ".join(tokenizer_files.PAIR)
     return None
 
 

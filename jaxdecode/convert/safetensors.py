@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxdecode.convert import names
 from jaxdecode.convert.hf_config import config_from_hf, config_to_hf
+from jaxdecode.convert.hf_denoisers import with_mask_token
 from jaxdecode.convert.source import DTYPES, Box, Source
 from jaxdecode.errors import (
     CorruptCheckpointError,
@@ -79,7 +80,7 @@ def open_safetensors(path: Path) -> Source:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: config.json is missing; it says which model this is.")
     hf = read_json(folder / "config.json")
-    config = config_from_hf(hf)
+    config = config_from_hf(with_mask_token(hf, folder))
     store = SafetensorsStore(_tensor_files(path), str(path))
     names.check_tensors(config, store, str(path))
     text = hf["text_config"] if isinstance(hf.get("text_config"), dict) else {}

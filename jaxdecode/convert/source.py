@@ -8,7 +8,12 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from jaxdecode.errors import CheckpointError, CorruptCheckpointError, InputError
+from jaxdecode.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    InputError,
+    UnsupportedError,
+)
 from jaxdecode.models.config import ModelConfig, param_shapes
 
 DTYPES: dict[str, np.dtype] = {
@@ -138,7 +143,33 @@ def check_config(config: ModelConfig, where: str) -> ModelConfig:
             f"{len(windows)}: {str(windows)[:80]}."
         )
     _check_floats(config, where)
+    _check_denoiser(config, where)
     return config
+
+
+def _check_denoiser(config: ModelConfig, where: str) -> None:
+    if config.denoiser is None:
+        return
+    mask, block, shifted = (
+        getattr(config.denoiser, name) for name in ("mask_token", "block", "shifted")
+    )
+    if type(mask) is not int or not 0 <= mask < config.vocab_size:
+        raise CorruptCheckpointError(
+            f"{where}: the mask token is {mask!r}, expected a token id from 0 to "
+            f"{config.vocab_size - 1}."
+        )
+    if type(block) is not int or not 0 <= block <= _MAX_DIM or type(shifted) is not bool:
+        raise CorruptCheckpointError(
+            f"{where}: blocks of {block!r} and shifted = {shifted!r}, expected an integer from 0 "
+            "on and true or false."
+        )
+
+
+def unsupported(key: str, value: Any, supported: str) -> UnsupportedError:
+    """The error for a setting of config.json that would change the result and is not supported."""
+    return UnsupportedError(
+        f"config.json: {key} = {str(value)[:120]!r} is not supported; supported: {supported}."
+    )
 
 
 def _check_floats(config: ModelConfig, where: str) -> None:

@@ -93,6 +93,16 @@ class Tokenizer:
         start = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         return start + self.backend.encode(text)
 
+    def without(self, token: int) -> "Tokenizer":
+        """The same tokenizer, for which the written form of a token is text like any other.
+
+        For the mask token of a model that fills slots: a prompt that quotes it must not gain
+        undecided slots. Other special tokens that are written out still become their token.
+        """
+        if not 0 <= token < self.vocab_size:
+            return self
+        return dataclasses.replace(self, backend=self.backend.without(token))
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Joins the bytes of the tokens and reads them as UTF-8; broken characters turn U+FFFD."""
         return _join(self.token_bytes, tokens).decode(errors="replace")
@@ -180,10 +190,11 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     """Reads the tokenizer of a checkpoint folder as transformers 4 and 5 write it.
 
     Args:
-        directory: a folder with tokenizer.json or tokenizer.model, and settings beside it.
+        directory: a folder with tokenizer.json, tokenizer.model, or vocab.json and merges.txt of
+            a class that is known, and settings beside it.
 
     Returns:
-        The tokenizer, or None if the folder has neither file.
+        The tokenizer, or None if the folder has none of these.
 
     Raises:
         CorruptCheckpointError: if a file is damaged.
@@ -192,11 +203,12 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     files = tokenizer_files.read_files(Path(directory))
     if files is None:
         return None
-    if files.vocab.name == JsonBackend.file_name:
-        backend: Backend = JsonBackend(files.vocab.read_bytes(), files.added, str(files.vocab))
+    raw = tokenizer_files.read_vocab(files)
+    if files.vocab.name != SentencePieceBackend.file_name:
+        backend: Backend = JsonBackend(raw, files.added, str(files.vocab))
     else:
         backend = SentencePieceBackend(
-            files.vocab.read_bytes(),
+            raw,
             files.added,
             prefix_everywhere=files.config.get("legacy") is not False,
             source=str(files.vocab),

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdecode.convert.backends import MAX_VOCAB, AddedToken
+from jaxdecode.convert.gguf_vocab import byte_level_file
 from jaxdecode.errors import CorruptCheckpointError
 
 CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
 _VOCABS = ("tokenizer.json", "tokenizer.model")
+# The older pair of files does not say how a text is cut before merging; the class does.
+PAIR = ("vocab.json", "merges.txt")
+_SPLITTINGS = {"Qwen2Tokenizer": "qwen2", "Qwen2TokenizerFast": "qwen2", "DreamTokenizer": "qwen2"}
 
 
 class TokenizerFiles(NamedTuple):
@@ -32,9 +36,11 @@ def read_files(directory: Path) -> TokenizerFiles | None:
     Keys that would make transformers run code from the folder (`auto_map`) are dropped.
     """
     vocab = next((directory / name for name in _VOCABS if (directory / name).is_file()), None)
+    config = _read_json(directory / CONFIG)
+    if vocab is None and has_pair(directory):
+        vocab = directory / PAIR[0]
     if vocab is None:
         return None
-    config = _read_json(directory / CONFIG)
     generation = _read_json(directory / GENERATION)
     names = {**_read_json(directory / "special_tokens_map.json"), **config}
     kept = {
@@ -50,6 +56,28 @@ def read_files(directory: Path) -> TokenizerFiles | None:
         config=kept,
         generation={name: value for name, value in generation.items() if name != "auto_map"},
     )
+
+
+def has_pair(directory: Path) -> bool:
+    """Whether the older pair of files is there, and it is known how to cut a text for it."""
+    known = _read_json(directory / CONFIG).get("tokenizer_class") in _SPLITTINGS
+    return known and all((directory / name).is_file() for name in PAIR)
+
+
+def read_vocab(files: TokenizerFiles) -> bytes:
+    """The bytes of the vocabulary file; of the older pair of files, those of a tokenizer.json.
+
+    Raises:
+        CorruptCheckpointError: the pair makes no vocabulary.
+    """
+    if files.vocab.name != PAIR[0]:
+        return files.vocab.read_bytes()
+    vocabulary = _read_json(files.vocab)
+    for piece, token in vocabulary.items():
+        check_id(token, MAX_VOCAB, f"{files.vocab}: {piece!r}")
+    lines = _read_text(files.vocab.with_name(PAIR[1])).split("\n")
+    merges = [line for line in lines if line and not line.startswith("#version:")]
+    return byte_level_file(vocabulary, merges, _SPLITTINGS[files.config["tokenizer_class"]])
 
 
 def check_id(token: object, size: int, source: str) -> int:

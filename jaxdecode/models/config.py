@@ -3,7 +3,16 @@
 import dataclasses
 from typing import Literal
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "llada",
+    "dream",
+    "fast_dllm",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,12 @@ class Denoiser:
     mask_token: int
     shifted: bool = False
     block: int = 0
+
+    def __str__(self) -> str:
+        """How it does, in a few words."""
+        sees = f"blocks of {self.block} in order" if self.block else "all at once"
+        shift = ", scores shifted by one" if self.shifted else ""
+        return f"{sees}, mask token {self.mask_token}{shift}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

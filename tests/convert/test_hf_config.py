@@ -6,6 +6,7 @@ import pytest
 from jaxdecode.convert.hf_config import config_from_hf, config_to_hf
 from jaxdecode.errors import CheckpointError, CorruptCheckpointError, UnsupportedError
 from jaxdecode.models.config import Rope
+from tests.convert import tiny_denoisers
 from tests.golden.corpus import TINY, tiny_folder
 
 BASE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4,
@@ -23,9 +24,10 @@ def test_transformers_4_and_5_files_mean_the_same(name):
     )
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, *tiny_denoisers.NAMES])
 def test_round_trip(name):
-    config = config_from_hf(stored(name, "config.json"))
+    given = tiny_denoisers.CONFIGS.get(name)
+    config = config_from_hf(given or stored(name, "config.json"))
     assert config_from_hf(json.loads(json.dumps(config_to_hf(config)))) == config
 
 

@@ -18,6 +18,7 @@ from jaxdecode.errors import (
     UnsafeCheckpointError,
 )
 from jaxdecode.models.config import param_shapes
+from tests.convert import tiny_denoisers
 from tests.golden.corpus import TINY, tiny_folder
 
 QUIET = {"progress": False}
@@ -29,6 +30,8 @@ def folder(tmp_path):
 
 
 def copy_tiny(name, dst):
+    if name in tiny_denoisers.NAMES:
+        return tiny_denoisers.write(dst, name)
     dst.mkdir()
     for file in ("config.json", "model.safetensors"):
         shutil.copyfile(tiny_folder(name) / file, dst / file)
@@ -64,7 +67,7 @@ def shard(folder, count=3):
     return weight_map
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, *tiny_denoisers.NAMES])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_hf_to_ours_to_hf_is_bit_identical(name, dtype, tmp_path):
     source = copy_tiny(name, tmp_path / "hf")
@@ -75,6 +78,10 @@ def test_hf_to_ours_to_hf_is_bit_identical(name, dtype, tmp_path):
     back = convert(ours, tmp_path / "back", to="safetensors", **QUIET)
     same_bits(tensors_of(source), tensors_of(back))
     assert open_source(back).config == open_source(source).config
+    again = convert(back, tmp_path / "again", **QUIET)
+    same = convert(again, tmp_path / "same", to="safetensors", **QUIET)
+    for file in ("config.json", "model.safetensors"):
+        assert (same / file).read_bytes() == (back / file).read_bytes()
     assert open_source(ours).dtypes == dict.fromkeys(open_source(ours).dtypes, dtype)
 
 

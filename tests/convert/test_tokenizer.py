@@ -208,6 +208,21 @@ def test_special_tokens_in_sentencepiece_text(gemma_like, llama_like):
     assert llama_like.decode(llama_like.encode("the<start_of_turn>fox")) == " the fox"
 
 
+def test_a_token_can_be_made_text(any_tokenizer):
+    names = [any_tokenizer.backend.piece(t) for t in sorted(any_tokenizer.backend.special)]
+    name, other = names[-1], names[-2]
+    token, kept = (any_tokenizer.backend.token_id(piece) for piece in (name, other))
+    made = any_tokenizer.without(token)
+    text = f"jugs {name} of {other} wine"
+    tokens = made.encode(text, add_special=False)
+    assert token in any_tokenizer.encode(text) and token not in tokens and kept in tokens
+    # Legacy sentencepiece puts a space before every stretch of text between special tokens.
+    assert made.decode(tokens).split() == text.replace(other, "").split()
+    assert made.encode("a fox\n\n jumps") == any_tokenizer.encode("a fox\n\n jumps")
+    assert made.token_bytes == any_tokenizer.token_bytes
+    assert made.without(10**6) is made
+
+
 def test_legacy_false_puts_the_space_only_first(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
     for legacy, text in ((None, " the fox"), (True, " the fox"), (False, " thefox")):
