@@ -135,7 +135,7 @@ def infill(
         )
     chosen, choice = resolve.split(method, {**options, "max_new_tokens": 1, "ignore_eos": True})
     _check_counts(n, batch_size)
-    listed = templates if isinstance(templates, list | tuple) else [templates]
+    listed: list[Any] = list(templates) if isinstance(templates, list | tuple) else [templates]
     given = [template.read(part, lm.tokenizer, lm.config) for part in listed]
     rows = [row for row in given for _ in range(n)]
     seeds = [seed for seed in chosen.seeds(len(given)) for _ in range(n)]
