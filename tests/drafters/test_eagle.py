@@ -1,5 +1,7 @@
 """EAGLE 1 to 3: the past, training as it will be read, what is masked, and the gates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,13 @@ KIND = {"eagle1": "eagle", "eagle2": "eagle", "eagle3": "eagle3"}
 def bound(kind, lm, shape=None):
     module = drafter.KINDS[kind]
     return module.bind(shape or module.Shape(), lm.config, jnp.float32, lm.target)
+
+
+@functools.partial(jax.jit, static_argnames=("parts", "depth"))
+def passes_of(params, target, data, *, parts, depth):
+    """What the passes of training say of a text."""
+    output = parts.target.forward(target, data.tokens, program(data), None, parts.taps)
+    return objective.unrolled(parts, params, target, data, output, depth)
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -77,9 +86,9 @@ def test_drafts_of_a_path_are_those_of_training(line):
             path.append(int(node))
             node = int(parent[node])
         path = path[::-1]
-        data = gate.batch([text + tokens[path].tolist()])
-        output = lm.target.forward(lm.params, data.tokens, program(data), None, parts.taps)
-        outs = objective.unrolled(parts, heads.params, lm.params, data, output, len(path))
+        # Of one width and as deep as any path, so that it compiles once.
+        data = gate.batch([text + tokens[path].tolist()], width=48)
+        outs = passes_of(heads.params, lm.params, data, parts=parts, depth=8)
         for j, node in enumerate(path):
             scores = parts.scores(heads.params, lm.params, outs[j][0, size - 2])
             siblings = np.flatnonzero(parent == parent[node])
@@ -100,7 +109,7 @@ def test_the_passes_equal_one_row_after_the_other():
     heads = smallest.heads("eagle3", lm)
     parts, data = bound("eagle3", lm), gate.batch([TEXT])
     output = lm.target.forward(lm.params, data.tokens, program(data), None, parts.taps)
-    outs = objective.unrolled(parts, heads.params, lm.params, data, output, 4)
+    outs = passes_of(heads.params, lm.params, data, parts=parts, depth=4)
     place = 5
     tokens = jnp.asarray([TEXT[1 : place + 2]])
     rows = parts.features(heads.params, output)[:, : place + 1]
