@@ -40,6 +40,11 @@ CORE = (
     "layerskip",
     "speculative_sampling",
     "spectr",
+    "llada",
+    "fast_dllm",
+    "mdlm",
+    "rcr",
+    "adablock",
 )
 
 

@@ -7,6 +7,11 @@ Schedules, for a block of n undecided slots that is to be filled in S steps; ste
     cosine    as many as bring the undecided part down to cos(pi/2 (i+1)/S) (arXiv:2202.04200)
     doubling  1, 2, 4, ... slots, and all that are left in step S - 1 (arXiv:2509.23924)
 
+The order may be noisy: with scores s, Gumbel noise g and an amount a, slots come by s + a g, that
+is, they are drawn one after the other by the law softmax(s / a) (alg_temp of arXiv:2508.15487).
+Annealed, the noise falls to nothing at the last step, as a (1 - i / (S - 1)) (arXiv:2202.04200,
+arXiv:2501.06158).
+
 Exactness: with one slot per step each token has the target's law given those decided before it;
 this is what faster rules are measured against. With more, they are filled as if independent.
 """
@@ -16,7 +21,7 @@ import functools
 from typing import Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Commit, Models, Weights
@@ -27,7 +32,7 @@ from jaxdecode.sampling.confidence import Order
 
 Schedule = Literal["even", "linear", "cosine", "doubling"]
 # Where the linear schedule ends; its last step takes what is left.
-_LAST_TIME = 1e-3
+LAST_TIME = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,19 +42,24 @@ class Config:
     Attributes:
         steps: steps per block; 0 is one slot per step, and with "doubling" as many as it takes.
         schedule: how the slots are spread over the steps: "even", "linear", "cosine", "doubling".
-        order: which slots come first: those of the largest "probability" of their candidate,
-            "margin" between the two likeliest tokens, or smallest "entropy"; "random",
-            "left_to_right".
+        order: which slots come first: those of the largest "probability" of their candidate (or
+            "log_probability", the same but for noise), "margin" between the two likeliest tokens,
+            or smallest "entropy"; "random", "left_to_right".
+        order_noise: amount of Gumbel noise on what orders the slots, >= 0.
+        anneal: whether that noise falls to nothing at the last step.
     """
 
     steps: int = 0
     schedule: Schedule = "even"
     order: Order = "probability"
+    order_noise: float = 0.0
+    anneal: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.integer("steps", self.steps, low=0)
         confidence.check_order(self.order)
+        checks.number("order_noise", self.order_noise, "a number >= 0", lambda x: x >= 0)
         if self.schedule not in get_args(Schedule):
             raise InputError(
                 f"schedule={self.schedule!r} is not known; use one of "
@@ -72,8 +82,34 @@ def _select(
     candidates: Candidates,
 ) -> Decision:
     del weights, canvas
+    return Decision(commit=chosen(config, request, window, candidates))
+
+
+def chosen(
+    config: Config, request: Request, window: Window, candidates: Candidates
+) -> Bool[Array, "B W"]:
+    """The slots that the schedule gives to this step."""
+    score = scores(config, request, window, candidates)
+    return confidence.best(score, window.open, due(config, window))
+
+
+def scores(
+    config: Config, request: Request, window: Window, candidates: Candidates
+) -> Float[Array, "B W"]:
+    """What orders the slots, the largest first."""
     score = confidence.score(config.order, request, window, candidates)
-    return Decision(commit=confidence.best(score, window.open, due(config, window)))
+    if not config.order_noise:
+        return score
+    amount = jnp.float32(config.order_noise)
+    if config.anneal:
+        amount = amount * (1 - progress(config, window)[:, None])
+    return score + amount * confidence.gumbel(request, window)
+
+
+def progress(config: Config, window: Window) -> Float[Array, "B"]:
+    """How far the schedule is: 0 in its first step, 1 in its last."""
+    last = jnp.maximum((config.steps or window.size) - 1, 1)
+    return jnp.minimum(window.step / last, 1.0)
 
 
 def due(config: Config, window: Window) -> Int[Array, "B"]:
@@ -95,7 +131,7 @@ def due(config: Config, window: Window) -> Int[Array, "B"]:
 def _paced(schedule: str, steps, step, size, left):
     """Slots due by the clock of a schedule that counts what should be left."""
     if schedule == "linear":
-        now, then = (1 - i / steps * (1 - _LAST_TIME) for i in (step, step + 1))
+        now, then = (1 - i / steps * (1 - LAST_TIME) for i in (step, step + 1))
         return jnp.floor(left * (1 - then / now)).astype(jnp.int32)
     keep = jnp.cos(jnp.pi / 2 * (step + 1) / steps)
     return left - jnp.floor(size * keep).astype(jnp.int32)

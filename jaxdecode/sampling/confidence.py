@@ -14,7 +14,7 @@ from jaxdecode.core.types import Candidates, Request, Window
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import noise
 
-Order = Literal["probability", "margin", "entropy", "random", "left_to_right"]
+Order = Literal["probability", "log_probability", "margin", "entropy", "random", "left_to_right"]
 
 
 def check_order(order: str) -> None:
@@ -41,9 +41,21 @@ def entropy(candidates: Candidates) -> Float[Array, "B W"]:
     return -jnp.where(probs > 0, probs * logprobs, 0.0).sum(-1)
 
 
-def _random(request: Request, window: Window) -> Float[Array, "B W"]:
-    positions = window.start[:, None] + jnp.arange(window.open.shape[1], dtype=jnp.int32)
-    return jax.vmap(noise.turns)(request.key, positions, window.calls)
+def slots(window: Window) -> Int[Array, "B W"]:
+    """Places on the canvas of a window's slots."""
+    return window.start[:, None] + jnp.arange(window.open.shape[1], dtype=jnp.int32)
+
+
+def uniform(request: Request, window: Window, *, renewed: bool = True) -> Float[Array, "B W"]:
+    """A number in [0, 1) per slot: a new one in every step, or the same in all of them."""
+    calls = window.calls if renewed else jnp.zeros_like(window.calls)
+    return jax.vmap(noise.turns)(request.key, slots(window), calls)
+
+
+def gumbel(request: Request, window: Window) -> Float[Array, "B W"]:
+    """Gumbel noise per slot and step: added to scores, it draws slots in place of ranking them."""
+    drawn = jnp.maximum(uniform(request, window), jnp.finfo(jnp.float32).tiny)
+    return -jnp.log(-jnp.log(drawn))
 
 
 def score(
@@ -52,9 +64,10 @@ def score(
     """Larger is sooner."""
     ways: dict[str, Callable[[], Float[Array, "B W"]]] = {
         "probability": lambda: probability(candidates),
+        "log_probability": lambda: candidates.logprob,
         "margin": lambda: margin(candidates),
         "entropy": lambda: -entropy(candidates),
-        "random": lambda: _random(request, window),
+        "random": lambda: uniform(request, window),
         "left_to_right": lambda: jnp.broadcast_to(
             -jnp.arange(window.open.shape[1], dtype=jnp.float32), window.open.shape
         ),
