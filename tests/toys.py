@@ -40,11 +40,6 @@ CORE = (
     "layerskip",
     "speculative_sampling",
     "spectr",
-    "llada",
-    "fast_dllm",
-    "mdlm",
-    "rcr",
-    "adablock",
 )
 
 

@@ -1,5 +1,6 @@
 """Rules that fill what the target is sure of: confident, entropy, entropy_bound, early_answer."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,8 +98,8 @@ def test_what_the_bound_allows_is_the_most_that_independence_can_cost():
 
 
 def test_closed_slots_do_not_count_towards_the_bound():
-    doubt, score = np.array([[5.0, 0.3, 0.1]]), np.array([[9.0, -0.3, -0.1]])
-    found = entropy_bound.within(0.2, score, doubt, np.array([[False, True, True]]))
+    doubt, score = jnp.array([[5.0, 0.3, 0.1]]), jnp.array([[9.0, -0.3, -0.1]])
+    found = entropy_bound.within(0.2, score, doubt, jnp.array([[False, True, True]]))
     assert found.tolist() == [[False, True, True]]
 
 
