@@ -56,7 +56,8 @@ class LanguageModel:
     @property
     def bound(self) -> Model:
         """Its pure functions and its cache: what the loop takes."""
-        return resolve.model_of(self.config, self.target, self.kv_dtype, self.mesh)
+        bound = resolve.model_of(self.config, self.target, self.kv_dtype, self.mesh)
+        return bound._replace(tokenizer=self.tokenizer)
 
     def __repr__(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))

@@ -220,12 +220,27 @@ def full_logits(lm: api.LanguageModel, tokens, taps=()):
     return np.asarray(logits[0, :size]), {name: np.asarray(hidden[name][0, :size]) for name in taps}
 
 
+def whole(lm: api.LanguageModel, tokens):
+    """Scores of every position of one row whose positions see each other, or as its blocks say."""
+    size = len(tokens)
+    row = np.zeros((1, -(-size // 64) * 64), np.int32)
+    row[0, :size] = tokens
+    return np.array(_seen_whole(lm.params, row, size, lm.target, lm.config.denoiser)[0, :size])
+
+
+@functools.partial(jax.jit, static_argnames=("target", "how"))
+def _seen_whole(params, row, size, target, how):
+    rule = "block_causal" if how.block else "bidirectional"
+    program = dataclasses.replace(causal(row.shape[1], size), rule=rule, block=how.block)
+    return target.logits(params, target.forward(params, row, program, None).hidden)
+
+
 def causal(num_rows: int, num_new: int) -> MaskProgram:
     """Mask of one prompt of `num_new` tokens in `num_rows` rows."""
     return MaskProgram(
         cached=jnp.zeros(1, jnp.int32),
         positions=jnp.arange(num_rows, dtype=jnp.int32)[None],
-        num_new=jnp.full(1, num_new, jnp.int32),
+        num_new=jnp.asarray(num_new, jnp.int32)[None],
     )
 
 

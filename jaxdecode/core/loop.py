@@ -134,6 +134,8 @@ def _fill(
     hidden = jnp.take_along_axis(output.hidden, window.scored[:, :, None], axis=1)
     output = dataclasses.replace(output, logits=target.logits(weights.target, hidden))
     candidates = method.verifier.verify(weights, request, state.canvas, window, output)
+    if method.drafter.focus is not None:
+        window = method.drafter.focus(state.drafter, request, window, candidates)
     decision = method.commit.select(weights, request, state.canvas, window, candidates)
     filled = fill(request, state.canvas, window, candidates, decision, state.step)
     updated = method.drafter.update(
@@ -164,7 +166,9 @@ def narrow(proposal: Proposal | Window, width: int) -> Proposal | Window:
     if width == proposal.tokens.shape[1]:
         return proposal
     if isinstance(proposal, Window):
-        return dataclasses.replace(proposal, tokens=proposal.tokens[:, :width])
+        contrast = proposal.contrast
+        contrast = contrast if contrast is None else contrast[:, :width]
+        return dataclasses.replace(proposal, tokens=proposal.tokens[:, :width], contrast=contrast)
     part = jax.tree.map(lambda array: array[:, :width], proposal)
     return dataclasses.replace(part, max_depth=min(proposal.max_depth, width - 1))
 
@@ -195,7 +199,7 @@ def _pad_path(verdict: Verdict, length: int) -> Verdict:
 def _count(stats: Stats, before: Canvas, after: Canvas, proposal: Proposal | Window) -> Stats:
     live = (~before.done).astype(jnp.int32)
     if isinstance(proposal, Window):
-        forwarded = proposal.num
+        forwarded = proposal.num if proposal.contrast is None else 2 * proposal.num
         decided = (before.open & ~after.open).sum(-1, dtype=jnp.int32)
         accepted = jnp.maximum(decided - 1, 0)
     else:

@@ -117,6 +117,7 @@ class Model(NamedTuple):
         kv_dtype: dtype of its keys and values.
         cache: where its keys and values are kept.
         mesh: devices its arrays are split over; None for one device.
+        tokenizer: for parts that need to know what tokens say; None where there is none.
     """
 
     target: Target
@@ -124,6 +125,7 @@ class Model(NamedTuple):
     kv_dtype: Any
     cache: Cache
     mesh: Mesh | None = None
+    tokenizer: Any = None
 
 
 class HeadSpec(NamedTuple):
@@ -175,6 +177,8 @@ class Drafter(NamedTuple):
              scores this drafter's proposals, where that is not one plain forward pass over their
              tokens: probes with embeddings of their own, say. Nodes that are no probes must get
              what the plain pass gives them.
+    focus:   (state, request, window, candidates) -> window; of windows only: fewer slots that may
+             be decided now, chosen once their candidates are known. None: all that were proposed
     update:  (weights, state, request, canvas, proposal, verdict, output) -> state; canvas is the
              committed one, output.logits are those of the proposal's nodes; for a window the
              verdict are its candidates
@@ -203,6 +207,7 @@ class Drafter(NamedTuple):
     outputs: Callable[..., Any] | None = None
     absorb: Callable[..., Any] | None = None
     score: Callable[..., Any] | None = None
+    focus: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()
     max_depth: int = 0

@@ -199,6 +199,8 @@ class Window:
         calls: earlier steps of the row; keys the noise of draws that may be repeated.
         mask_token: the token of undecided slots; never decided on.
         block: positions per block that see each other, as in `models.config.Denoiser`.
+        contrast: what else enters the target in these rows, in a text of its own: scores are moved
+            away from what it gives. None without guidance.
     """
 
     tokens: Int[Array, "B N"]
@@ -213,6 +215,7 @@ class Window:
     calls: Int[Array, "B"]
     mask_token: int = static()
     block: int = static(default=0)
+    contrast: Int[Array, "B N"] | None = None
 
 
 @pytree

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import inspect
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -27,6 +27,7 @@ SIGNATURES = {
     (Drafter, "init"): ["weights", "request", "canvas", "view", "memory"],
     (Drafter, "absorb"): ["weights", "state", "canvas", "start", "num_new", "output"],
     (Drafter, "score"): ["weights", "proposal", "program", "view", "taps"],
+    (Drafter, "focus"): ["state", "request", "window", "candidates"],
     (Drafter, "propose"): ["weights", "state", "request", "canvas", "view"],
     (Drafter, "update"): [
         "weights", "state", "request", "canvas", "proposal", "verdict", "output",
@@ -52,7 +53,7 @@ def _bundle(seat: str, file: str):
         return module.make(module.Config())
     fills = any(entry.fills for entry in METHODS.values() if getattr(entry, seat) == file)
     lm = toys.denoiser() if fills else toys.model()
-    bound = lm.bound
+    bound = lm.bound._replace(tokenizer=SimpleNamespace(token_bytes=[b"\n"]))
     if seat == "commit":
         return module.make(module.Config(), Models(bound))
     kinds = {entry.heads for entry in METHODS.values() if entry.drafter == file} - {None}

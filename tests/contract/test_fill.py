@@ -20,6 +20,8 @@ LAWS = [{}, {"temperature": 0.9, "seed": 4}]
 
 def blocks(name):
     """Options that make a line's blocks fit toys."""
+    if name == "adablock":
+        return {"block_length": 4, "delimiters": list(range(12)), "min_delimiter": 0.05}
     return {"block_length": 8} if "block_length" in METHODS[name].options else {}
 
 
