@@ -33,6 +33,8 @@ from jaxdecode.sampling.confidence import Order
 Schedule = Literal["even", "linear", "cosine", "doubling"]
 # Where the linear schedule ends; its last step takes what is left.
 LAST_TIME = 1e-3
+# Counts of slots that are whole numbers but for rounding stay so.
+ROUNDING = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,10 @@ def due(config: Config, window: Window) -> Int[Array, "B"]:
         number = size // steps + (step < size % steps)
     else:
         number = _paced(config.schedule, config.steps or size, step, size, left)
-    ends = step >= config.steps - 1 if config.steps else jnp.zeros_like(window.step, bool)
-    return jnp.where(ends, left, jnp.minimum(number, left)).astype(jnp.int32)
+    number = jnp.minimum(number, left)
+    if config.steps or config.schedule != "doubling":
+        number = jnp.where(step >= (config.steps or size) - 1, left, number)
+    return number.astype(jnp.int32)
 
 
 def _paced(schedule: str, steps, step, size, left):
@@ -134,4 +138,4 @@ def _paced(schedule: str, steps, step, size, left):
         now, then = (1 - i / steps * (1 - LAST_TIME) for i in (step, step + 1))
         return jnp.floor(left * (1 - then / now)).astype(jnp.int32)
     keep = jnp.cos(jnp.pi / 2 * (step + 1) / steps)
-    return left - jnp.floor(size * keep).astype(jnp.int32)
+    return left - jnp.floor(size * keep + ROUNDING).astype(jnp.int32)

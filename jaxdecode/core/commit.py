@@ -94,10 +94,12 @@ def _fill_row(
     # Dropped entries point past the canvas; a negative index would wrap around.
     where = jnp.where(put, slot, num_slots)
     now_open = row.open.at[where].set(False, mode="drop")
+    unfinished = (window.open & ~put).any()
     if decision.reopen is not None:
         given = row.commit_step.at[slot].get(mode="fill", fill_value=-1) < 0
         again = decision.reopen & ~window.open & ~given & ~row.done & (slot > row.length)
         now_open = now_open.at[jnp.where(again, slot, num_slots)].set(True, mode="drop")
+        unfinished |= again.any()
     filled = dataclasses.replace(
         row,
         tokens=row.tokens.at[where].set(candidates.tokens, mode="drop"),
@@ -108,7 +110,7 @@ def _fill_row(
     # Slots from the row's end on are open for ever, so there is a first one.
     final = jnp.argmax(now_open)
     if not decision.settles:
-        final = jnp.where(final < window.start + window.open.shape[0], window.start, final)
+        final = jnp.where(unfinished, jnp.minimum(window.start, final), final)
     return _settle(request, filled, jnp.maximum(final - 1, row.length))
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdecode.core.types import Candidates, Request, Window
+from jaxdecode.core.types import Candidates, Canvas, Request, Window
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import noise
 
@@ -44,6 +44,18 @@ def entropy(candidates: Candidates) -> Float[Array, "B W"]:
 def slots(window: Window) -> Int[Array, "B W"]:
     """Places on the canvas of a window's slots."""
     return window.start[:, None] + jnp.arange(window.open.shape[1], dtype=jnp.int32)
+
+
+def taken(array: Array, window: Window) -> Array:
+    """What an array over the canvas holds at a window's slots; those past it read its last."""
+    return jnp.take_along_axis(array, slots(window), axis=1, mode="clip")
+
+
+def revisable(canvas: Canvas, window: Window) -> Bool[Array, "B W"]:
+    """Slots of the block that the target has decided and that are not yet text."""
+    inside = slots(window) < canvas.end[:, None]
+    decided = ~window.open & (taken(canvas.commit_step, window) >= 0) & inside
+    return decided & (slots(window) > canvas.length[:, None])
 
 
 def uniform(request: Request, window: Window, *, renewed: bool = True) -> Float[Array, "B W"]:

@@ -78,16 +78,20 @@ def plain(row, window, candidates, decision):
     tokens, is_open, step, logprob = map(
         np.array, (row.tokens, row.open, row.commit_step, row.logprob)
     )
+    unfinished = False
     for i in range(WIDTH):
         s = int(window.start) + i
         if decision.commit[i] and window.open[i] and s < row.end:
             tokens[s], is_open[s] = candidates.tokens[i], False
             step[s], logprob[s] = 9, candidates.logprob[i]
         elif decision.reopen is not None and decision.reopen[i] and not window.open[i]:
-            is_open[s] |= row.commit_step[s] >= 0 and s > row.length
+            again = row.commit_step[s] >= 0 and s > row.length
+            is_open[s] |= again
+            unfinished |= again
+        unfinished |= bool(window.open[i] and is_open[s])
     final = int(np.argmax(is_open))
-    if not decision.settles and final < window.start + WIDTH:
-        final = int(window.start)
+    if not decision.settles and unfinished:
+        final = min(int(window.start), final)
     length, state, done, finish = int(row.length), int(row.stop_state), False, 0
     for s in range(length + 1, final):
         length, state = s, int(TABLE.next_state[state, tokens[s]])
