@@ -146,6 +146,9 @@ def plan(backend: Backend, mask: masks.MaskProgram, cached: Rows | None) -> mask
     rows = mask.positions.shape[1]
     if backend.impl == "xla" or cached is None or rows > MAX_ROWS:
         return mask
+    # Kernels see every cached slot below a count, and could not leave out what rows stand for.
+    if mask.replaced is not None or mask.scattered:
+        return mask
     key = jax.tree.leaves(cached[0])[0]
     heads, width, slots = key.shape[-3:]
     heads, kind = _own_heads(heads, backend.mesh), device_kind(backend)

@@ -35,6 +35,13 @@ def test_tokens_do_not_depend_on_who_computes_attention(method, stacked):
     )
 
 
+def test_a_pass_that_stands_for_cached_slots_is_left_to_xla():
+    lm = toys.denoiser()
+    run = dict(method="fast_dllm", block_length=8, max_new_tokens=16, threshold=0.1)
+    want, got = (api.generate(m, PROMPTS, **run) for m in (lm, with_kernel(lm)))
+    assert got.tokens == want.tokens and got.steps == want.steps
+
+
 def test_windows_are_refused_by_kernels_and_auto_takes_xla(monkeypatch):
     config = toys.gemma_like()
     with pytest.raises(UnsupportedError, match="runs on tpu, but the devices are cpu"):
