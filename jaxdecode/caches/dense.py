@@ -131,6 +131,23 @@ def _blended(
     return (key, value), fits
 
 
+def put(state: State, rows: Rows, slots: Int[Array, "B T"]) -> State:
+    """Writes new rows to any slots; those past the last one are dropped."""
+
+    def scatter(old: Array, new: Array, axis: int) -> Array:
+        batch = old.ndim - 4
+
+        def page(old: Array, new: Array, slots: Array) -> Array:
+            where = (..., slots) if axis == _KEY_SLOTS else (..., slots, slice(None))
+            return old.at[where].set(new.astype(old.dtype), mode="drop")
+
+        return jax.vmap(page, (batch, batch, 0), batch)(old, new, slots)
+
+    key = jax.tree.map(lambda old, new: scatter(old, new, _KEY_SLOTS), state.key, rows[0])
+    value = jax.tree.map(lambda old, new: scatter(old, new, _VALUE_SLOTS), state.value, rows[1])
+    return State(key=key, value=value)
+
+
 def select(rows: Rows, path: Int[Array, "B P"]) -> Rows:
     """The rows of the path nodes, in path order."""
 
@@ -151,7 +168,7 @@ def make(mesh: Mesh | None = None) -> Cache:
     Left to the compiler, slices at places that differ from row to row would pass between devices.
     """
     if mesh is None:
-        return Cache(init=init, read=read, write=write, select=select)
+        return Cache(init=init, read=read, write=write, put=put, select=select)
     by_row = rules.spec(("rows",))
 
     def specs(tree: Any) -> Any:
@@ -168,9 +185,14 @@ def make(mesh: Mesh | None = None) -> Cache:
         )
         return split(state, new, given)
 
+    def put_own(state: State, new: Rows, slots: Int[Array, "B T"]) -> State:
+        places = specs(state)
+        split = place.per_device(put, mesh, in_specs=(places, specs(new), by_row), out_specs=places)
+        return split(state, new, slots)
+
     def select_own(new: Rows, path: Int[Array, "B P"]) -> Rows:
         places = specs(new)
         split = place.per_device(select, mesh, in_specs=(places, by_row), out_specs=places)
         return split(new, path)
 
-    return Cache(init=init, read=read, write=write_own, select=select_own)
+    return Cache(init=init, read=read, write=write_own, put=put_own, select=select_own)

@@ -17,7 +17,7 @@ from jaxdecode.core.protocols import Cache, Rows
 def make(mesh: Mesh | None = None) -> Cache:
     """The cache that holds nothing."""
     del mesh
-    return Cache(init=_init, read=_read, write=_write, select=_select)
+    return Cache(init=_init, read=_read, write=_write, put=_put, select=_select)
 
 
 def _init(config: Any, batch: int, slots: int, dtype: Any, *, stacked: bool) -> tuple[()]:
@@ -33,6 +33,11 @@ def _write(
     state: tuple[()], rows: Rows, start: Int[Array, "B"], num: Int[Array, "B"] | None = None
 ) -> tuple[()]:
     del rows, start, num
+    return state
+
+
+def _put(state: tuple[()], rows: Rows, slots: Int[Array, "B T"]) -> tuple[()]:
+    del rows, slots
     return state
 
 

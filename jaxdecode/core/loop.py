@@ -141,7 +141,10 @@ def _fill(
     updated = method.drafter.update(
         weights, state.drafter, request, filled, window, candidates, output
     )
-    cache = method.cache.write(state.cache, output.rows, window.first, window.num)
+    if window.slots is None:
+        cache = method.cache.write(state.cache, output.rows, window.first, window.num)
+    else:
+        cache = method.cache.put(state.cache, output.rows, window.slots)
     return filled, updated, cache, None
 
 
@@ -166,9 +169,9 @@ def narrow(proposal: Proposal | Window, width: int) -> Proposal | Window:
     if width == proposal.tokens.shape[1]:
         return proposal
     if isinstance(proposal, Window):
-        contrast = proposal.contrast
-        contrast = contrast if contrast is None else contrast[:, :width]
-        return dataclasses.replace(proposal, tokens=proposal.tokens[:, :width], contrast=contrast)
+        names = [n for n in ("tokens", "contrast", "slots") if getattr(proposal, n) is not None]
+        rows = {name: getattr(proposal, name)[:, :width] for name in names}
+        return dataclasses.replace(proposal, **rows)
     part = jax.tree.map(lambda array: array[:, :width], proposal)
     return dataclasses.replace(part, max_depth=min(proposal.max_depth, width - 1))
 

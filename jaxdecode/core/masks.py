@@ -33,6 +33,8 @@ class MaskProgram:
             only. None where a row of the batch is one text. Kernels refuse it.
         replaced: cache slots, from the first to before the second, that nobody sees, since new
             rows stand for them. None: none. Kernels refuse it.
+        scattered: nobody sees the cache slots of the new rows' positions, wherever they are, since
+            the rows stand for them. Kernels refuse it.
     """
 
     cached: Int[Array, "B"]
@@ -44,6 +46,7 @@ class MaskProgram:
     plan: Any = None
     segments: Int[Array, "B T"] | None = None
     replaced: Int[Array, "B 2"] | None = None
+    scattered: bool = static(default=False)
 
 
 def dense(
@@ -62,6 +65,8 @@ def dense(
     if program.replaced is not None:
         start, end = program.replaced[:, 0], program.replaced[:, 1]
         over_cache &= (slot < start[:, None, None]) | (slot >= end[:, None, None])
+    if program.scattered:
+        over_cache &= ~_stood_for(program, num_slots)[:, None, :]
     key = program.positions[:, None, :]
     over_new = _new_rule(program, query, key)
     if program.segments is not None:
@@ -87,6 +92,17 @@ def _new_rule(
     if program.rule == "block_causal":
         return key // program.block <= query // program.block
     return key <= query
+
+
+def _stood_for(program: MaskProgram, num_slots: int) -> Bool[Array, "B S"]:
+    """Cache slots that some new row is at."""
+
+    def mark(positions, num_new):
+        exists = jnp.arange(positions.shape[0]) < num_new
+        slot = jnp.where(exists, positions, num_slots)
+        return jnp.zeros(num_slots, bool).at[slot].set(True, mode="drop")
+
+    return jax.vmap(mark)(program.positions, program.num_new)
 
 
 def pack_ancestors(sees: Bool[Array, "B T T"]) -> UInt32[Array, "B W T"]:
@@ -124,6 +140,14 @@ def window_program(window: Window) -> MaskProgram:
     then the cache below `cached` must hold no later block.
     """
     num_rows = window.tokens.shape[1]
+    if window.slots is not None:
+        return MaskProgram(
+            cached=window.cached,
+            positions=window.slots,
+            num_new=window.num,
+            rule="bidirectional",
+            scattered=True,
+        )
     return MaskProgram(
         cached=window.cached,
         positions=window.first[:, None] + jnp.arange(num_rows, dtype=jnp.int32),

@@ -99,12 +99,15 @@ class Cache(NamedTuple):
     read:  (state) -> what Target.forward takes as cached rows
     write: (state, rows, start [B], num [B] or None) -> state; row i of b goes to slot start[b] + i
            if i < num[b]; None: all of them, and the caller guarantees that they fit
+    put:   (state, rows, slots [B, T]) -> state; row i of b goes to slot slots[b, i]; those past
+           the last slot are dropped
     select: (rows, path [B, P]) -> rows of the path nodes only
     """
 
     init: Callable[..., Any]
     read: Callable[..., Any]
     write: Callable[..., Any]
+    put: Callable[..., Any]
     select: Callable[..., Any]
 
 

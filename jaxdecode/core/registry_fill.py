@@ -223,4 +223,14 @@ FILL = {
             }
         ),
     ),
+    "dkv_cache": Entry(
+        drafter="delayed",
+        tree="window",
+        verifier="denoise",
+        commit="quota",
+        level="L3",
+        reference="llada",
+        source="arXiv:2505.15781",
+        summary="llada that reuses keys and values of a slot a step after it was decided",
+    ),
 }

@@ -184,7 +184,7 @@ class Proposal:
 
 @pytree
 class Window:
-    """The proposal of methods that fill slots in any order: N neighbouring slots go in, W decide.
+    """The proposal of methods that fill slots in any order: N slots go in, W neighbours decide.
 
     Attributes:
         tokens: what enters the target; the mask token where a slot is undecided.
@@ -201,6 +201,8 @@ class Window:
         block: positions per block that see each other, as in `models.config.Denoiser`.
         contrast: what else enters the target in these rows, in a text of its own: scores are moved
             away from what it gives. None without guidance.
+        slots: slot of each row, in rising order, where they are not neighbours; past the canvas
+            for padding. None: first, first + 1, ...
     """
 
     tokens: Int[Array, "B N"]
@@ -216,6 +218,7 @@ class Window:
     mask_token: int = static()
     block: int = static(default=0)
     contrast: Int[Array, "B N"] | None = None
+    slots: Int[Array, "B N"] | None = None
 
 
 @pytree

@@ -41,6 +41,7 @@ SIGNATURES = {
     (Cache, "init"): ["config", "batch", "slots", "dtype"],
     (Cache, "read"): ["state"],
     (Cache, "write"): ["state", "rows", "start", "num"],
+    (Cache, "put"): ["state", "rows", "slots"],
     (Cache, "select"): ["rows", "path"],
 }  # fmt: skip
 

@@ -70,3 +70,17 @@ def test_rules(rule, window):
         for j, k in enumerate(positions):
             inside = not window or q - k < window
             assert over_new[0, i, j] == ((allowed(q, k) and j < exist or i == j) and inside)
+
+
+def test_nobody_sees_the_cached_slots_that_scattered_rows_stand_for():
+    program = masks.MaskProgram(
+        cached=jnp.array([6, 0]),
+        positions=jnp.array([[1, 4, 8], [0, 2, 8]]),
+        num_new=jnp.array([2, 2]),
+        rule="bidirectional",
+        scattered=True,
+    )
+    over_cache, over_new = masks.dense(program, num_slots=8, window=0)
+    assert np.flatnonzero(over_cache[0, 0]).tolist() == [0, 2, 3, 5]
+    assert not over_cache[1].any()
+    assert over_new[0, :2].tolist() == [[True, True, False]] * 2
