@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxdecode.errors import InputError
@@ -22,3 +22,9 @@ def number(name: str, value: Any, wanted: str, valid: Callable[[Any], bool]) -> 
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not valid(value):
         raise InputError(f"{name}={value!r} is not valid; it must be {wanted}.")
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """One of some words."""
+    if value not in known:
+        raise InputError(f"{name}={value!r} is not known; use one of {', '.join(known)}.")

@@ -30,7 +30,6 @@ from jaxdecode import checks
 from jaxdecode.commits.quota import LAST_TIME
 from jaxdecode.core.protocols import Commit, Models, Weights
 from jaxdecode.core.types import Candidates, Canvas, Decision, Request, Window
-from jaxdecode.errors import InputError
 from jaxdecode.sampling import confidence
 
 Decline = Literal["linear", "cosine"]
@@ -51,11 +50,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.integer("steps", self.steps, low=0)
-        if self.schedule not in get_args(Decline):
-            raise InputError(
-                f"schedule={self.schedule!r} is not known; use one of "
-                f"{', '.join(get_args(Decline))}."
-            )
+        checks.choice("schedule", self.schedule, get_args(Decline))
 
 
 def make(config: Config, models: Models) -> Commit:

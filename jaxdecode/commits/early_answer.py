@@ -48,8 +48,7 @@ class Config(quota.Config):
             raise InputError(f"gaps={self.gaps!r} is not valid; it must be three numbers.")
         for gap in self.gaps:
             checks.number("gaps", gap, "three numbers", lambda _: True)
-        if self.watch not in ("mean", "least"):
-            raise InputError(f"watch={self.watch!r} is not known; use 'mean' or 'least'.")
+        checks.choice("watch", self.watch, ("mean", "least"))
 
 
 def make(config: Config, models: Models) -> Commit:

@@ -15,6 +15,7 @@ Source: arXiv:2505.24857 (EB-Sampler).
 
 import dataclasses
 import functools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.number("gamma", self.gamma, "a number >= 0", lambda x: x >= 0)
-        confidence.check_order(self.order)
+        checks.choice("order", self.order, get_args(Order))
 
 
 def make(config: Config, models: Models) -> Commit:

@@ -26,7 +26,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxdecode import checks
 from jaxdecode.core.protocols import Commit, Models, Weights
 from jaxdecode.core.types import Candidates, Canvas, Decision, Request, Window
-from jaxdecode.errors import InputError
 from jaxdecode.sampling import confidence
 from jaxdecode.sampling.confidence import Order
 
@@ -60,13 +59,9 @@ class Config:
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.integer("steps", self.steps, low=0)
-        confidence.check_order(self.order)
+        checks.choice("order", self.order, get_args(Order))
         checks.number("order_noise", self.order_noise, "a number >= 0", lambda x: x >= 0)
-        if self.schedule not in get_args(Schedule):
-            raise InputError(
-                f"schedule={self.schedule!r} is not known; use one of "
-                f"{', '.join(get_args(Schedule))}."
-            )
+        checks.choice("schedule", self.schedule, get_args(Schedule))
 
 
 def make(config: Config, models: Models) -> Commit:

@@ -24,7 +24,6 @@ from jaxdecode import checks
 from jaxdecode.commits.quota import ROUNDING
 from jaxdecode.core.protocols import Commit, Models, Weights
 from jaxdecode.core.types import Candidates, Canvas, Decision, Request, Window
-from jaxdecode.errors import InputError
 from jaxdecode.sampling import confidence
 
 
@@ -46,10 +45,7 @@ class Config:
         """Refuses values outside their range, by name."""
         checks.integer("span", self.span, low=1)
         checks.integer("steps", self.steps, low=1)
-        if self.span_score not in ("likeliest", "all"):
-            raise InputError(
-                f"span_score={self.span_score!r} is not known; use 'likeliest' or 'all'."
-            )
+        checks.choice("span_score", self.span_score, ("likeliest", "all"))
 
 
 def make(config: Config, models: Models) -> Commit:

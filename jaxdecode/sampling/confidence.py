@@ -4,23 +4,16 @@ Measures are of the target's own law: before temperature and top-p, which would 
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.core.types import Candidates, Canvas, Request, Window
-from jaxdecode.errors import InputError
 from jaxdecode.sampling import noise
 
 Order = Literal["probability", "log_probability", "margin", "entropy", "random", "left_to_right"]
-
-
-def check_order(order: str) -> None:
-    """Refuses an unknown order, by name."""
-    if order not in get_args(Order):
-        raise InputError(f"order={order!r} is not known; use one of {', '.join(get_args(Order))}.")
 
 
 def probability(candidates: Candidates) -> Float[Array, "B W"]:
