@@ -74,8 +74,10 @@ def window(canvas, step, *, given=1, width, size=None):
     )
 
 
-def run(chosen, scores, *, given=1, asked=None, most=200):
+def run(chosen, scores, *, given=1, asked=None, most=200, draw=None):
     """Fills a block by a rule; `scores(step, canvas)` or a fixed `[B, W, V]` array.
+
+    With `draw`, a NumPy generator, candidates are draws in place of the likeliest tokens.
 
     Returns:
         The canvas at the end, and what was open in the block before every step and after the last:
@@ -88,9 +90,9 @@ def run(chosen, scores, *, given=1, asked=None, most=200):
     text = canvas(num_rows, width, given)
 
     @jax.jit
-    def advance(text, step, scores):
+    def advance(text, step, scores, noise):
         seen = window(text, step, given=given, width=width)
-        drawn = candidates(scores)
+        drawn = candidates(scores, jnp.argmax(scores + noise, -1))
         decision = chosen.select(None, asked, text, seen, drawn)
         return commit.fill(asked, text, seen, drawn, decision, step)
 
@@ -99,7 +101,9 @@ def run(chosen, scores, *, given=1, asked=None, most=200):
         history.append(np.asarray(text.open[:, given : given + width] & ~text.done[:, None]))
         if bool(text.done.all()):
             return text, np.stack(history)
-        text = advance(text, jnp.int32(step), scores(step, text) if fixed is None else fixed)
+        now = scores(step, text) if fixed is None else fixed
+        noise = 0.0 if draw is None else draw.gumbel(size=now.shape)
+        text = advance(text, jnp.int32(step), now, noise)
     raise AssertionError(f"not done after {most} steps: {history[-1]}")
 
 
