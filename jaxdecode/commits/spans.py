@@ -2,8 +2,8 @@
 
 Neighbours in sound depend on each other so much that single slots say little: all undecided slots
 of a span are decided together. Before step i of S, max(floor(n cos(pi/2 i / (S - 1))), 1) of the n
-spans of a block are undecided; the last step decides all. A span counts with the probability of its
-likeliest candidate, or with the product over its candidates.
+spans of a block are undecided; the last step decides all. There are no more steps than spans. A
+span counts with the probability of its likeliest candidate, or with the product over all of its.
 
 Spans lie at multiples of their length on the canvas: given text or a block may cut one.
 
@@ -74,7 +74,9 @@ def _select(
     is_open, num = any_of(window.open), any_of(ours).sum(-1, dtype=jnp.int32)
     left = is_open.sum(-1, dtype=jnp.int32)
     due = jnp.where(
-        window.step >= config.steps - 1, left, left - remaining(config, num, window.step + 1)
+        window.step >= _steps(config, num) - 1,
+        left,
+        left - remaining(config, num, window.step + 1),
     )
     score = _score(config, num_spans, span, window, candidates)
     chosen = confidence.best(score, is_open, jnp.maximum(due, 0))
@@ -83,8 +85,12 @@ def _select(
 
 def remaining(config: Config, num: Int[Array, "B"], step: Int[Array, "B"]) -> Int[Array, "B"]:
     """Spans that are undecided before a step, of `num`."""
-    share = jnp.cos(jnp.pi / 2 * step / max(config.steps - 1, 1))
+    share = jnp.cos(jnp.pi / 2 * step / jnp.maximum(_steps(config, num) - 1, 1))
     return jnp.maximum(jnp.floor(num * share + ROUNDING), 1).astype(jnp.int32)
+
+
+def _steps(config: Config, num: Int[Array, "B"]) -> Int[Array, "B"]:
+    return jnp.minimum(config.steps, num)
 
 
 def _score(

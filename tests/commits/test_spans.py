@@ -29,6 +29,11 @@ def test_the_surest_spans_come_first_and_whole(span_score, measure):
     np.testing.assert_array_equal(np.argsort(order[..., 0], 1), np.argsort(-score, 1))
 
 
+def test_there_are_no_more_passes_than_spans():
+    _, history = blocks.run(blocks.rule("spans", steps=20), SCORES, given=3)
+    assert (history.sum(-1) // 3).T.tolist() == [[4, 3, 2, 1, 0]] * 4
+
+
 def test_given_text_may_cut_a_span():
     """One slot of text before 12: spans of 2, 3, 3, 3 and 1 slots."""
     text, _ = blocks.run(blocks.rule("spans", steps=5), SCORES)
