@@ -1,4 +1,4 @@
-"""`jaxdecode bench`: methods against plain decoding, timed in turn, with tokens compared."""
+"""`jaxdecode bench`: methods against the plain one, timed in turn, with tokens compared."""
 
 import dataclasses
 import hashlib
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxdecode.api import LanguageModel
     from jaxdecode.convert.heads import Heads
     from jaxdecode.evals.bench import Case, Given, Plan
+    from jaxdecode.models.config import ModelConfig
 
 T = TypeVar("T")
 _Optional = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
@@ -41,9 +42,10 @@ _INTERRUPTED = 130
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time methods against plain decoding on the same prompts, and compare their tokens.
+    """Time methods against the plain one on the same prompts, and compare their tokens.
 
-    Exit code 1 if a method that promises the tokens of plain decoding gives others.
+    The plain one is ar, or llada for models that fill slots in any order. Exit code 1 if a method
+    that promises the tokens of another one gives others.
     """
 
     model: Annotated[str, arg(metavar="NAME_OR_PATH")]
@@ -53,7 +55,7 @@ class Bench:
     "category", or those of Spec-Bench (its first turns)."""
     methods: Annotated[str, arg(metavar="NAMES")] = "all"
     """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4), "all",
-    or a level (L0). ar is the baseline and always runs."""
+    or a level (L0). The plain one is the baseline and always runs."""
     max_new_tokens: int = 128
     """Most new tokens per prompt."""
     num_prompts: int | None = None
@@ -102,8 +104,11 @@ class Bench:
 
         lines = self._sampled(read_suite(self.suite))
         heads = self._heads()
-        plan = self._plan(heads)
-        bench.check(plan, has_draft=self.draft is not None, heads=heads)
+        # What is wrong whatever the model is shows before a model is fetched.
+        bench.check(self._plan(heads), has_draft=self.draft is not None, heads=heads)
+        config = self._config()
+        plan = self._plan(heads, fills=config.denoiser is not None)
+        bench.check(plan, has_draft=self.draft is not None, heads=heads, config=config)
         saved = self._saved()
         use_compile_cache()
         lm = self._load(self.model)
@@ -139,7 +144,16 @@ class Bench:
             found[heads.spec.kind] = heads
         return found
 
-    def _plan(self, heads: "dict[str, Heads]") -> "Plan":
+    def _config(self) -> "ModelConfig":
+        """What the model is, before its parameters are read."""
+        from jaxdecode.convert import download
+        from jaxdecode.convert.open import open_source
+
+        shown = show_progress(self.progress)
+        path = download.resolve(self.model, accept_terms=self.accept_terms, progress=shown)
+        return open_source(path).config
+
+    def _plan(self, heads: "dict[str, Heads]", fills: bool = False) -> "Plan":
         from jaxdecode.evals import bench
 
         sizes = _numbers("--batch-size", self.batch_size, int)
@@ -149,7 +163,7 @@ class Bench:
         temperatures = _numbers("--temperature", self.temperature, float)
         has_draft = self.draft is not None
         lines = bench.parse_lines(
-            self.methods, has_draft=has_draft, heads=heads, temperatures=temperatures
+            self.methods, has_draft=has_draft, heads=heads, temperatures=temperatures, fills=fills
         )
         return bench.Plan(
             lines=lines,
@@ -160,6 +174,7 @@ class Bench:
             ignore_eos=self.ignore_eos,
             remember=self.remember,
             timed=not self.check_only,
+            baseline=bench.baseline_of(fills),
         )
 
     def _saved(self) -> dict[str, Any] | None:
@@ -290,13 +305,14 @@ def _cases(lm: "LanguageModel", lines: list[PromptLine], seed: int) -> list["Cas
 def _document(
     plan: "Plan", head: dict[str, Any], records: list[dict[str, Any]], complete: bool
 ) -> dict[str, Any]:
-    from jaxdecode.evals import summary
+    from jaxdecode.evals import bench, summary
 
     labels = [line.label for line in plan.lines]
+    references = {line.label: bench.reference(line).label for line in plan.lines}
     return head | {
         "complete": complete,
-        "summary": summary.summarize(records, labels),
-        "compared": summary.compared(records, labels),
+        "summary": summary.summarize(records, labels, plan.baseline),
+        "compared": summary.compared(records, references),
         "records": records,
     }
 

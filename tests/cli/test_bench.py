@@ -119,3 +119,13 @@ def test_what_cannot_be_used_is_refused(cli, command, args, message):
 def test_bad_lines_of_a_suite_are_named(cli, checkpoint, jsonl, line, message):
     done = cli("bench", "--model", checkpoint, "--suite", jsonl({"prompt": "x"}, line))
     assert done.code == 2 and "prompts.jsonl:2" in done.err and message in done.err
+
+
+def test_a_method_that_cannot_run_the_model_is_refused_before_it_is_loaded(
+    cli, command, monkeypatch
+):
+    from jaxdecode.cli.bench import Bench
+
+    monkeypatch.setattr(Bench, "_load", lambda *_: pytest.fail("loaded"))
+    done = cli(*command, "--methods", "prompt_lookup,fast_dllm")
+    assert done.code == 2 and "'fast_dllm' cannot run this model" in done.err
