@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from tyro.conf import UseAppendAction, arg
 
 from jaxdecode import checks
-from jaxdecode.cli import sharing
+from jaxdecode.cli import bench_suite, sharing
 from jaxdecode.cli.bench_table import print_tables
 from jaxdecode.cli.common import (
     AcceptTerms,
@@ -52,7 +52,10 @@ class Bench:
     """Short name (see `jaxdecode models`), checkpoint folder, .gguf file, or hf:org/name."""
     suite: Annotated[str, arg(metavar="FILE")]
     """JSONL file, or - for stdin: lines as `generate --prompts` takes, with an optional
-    "category", or those of Spec-Bench (its first turns)."""
+    "category", or those of Spec-Bench (its first turns). For models that fill slots also lists or
+    parallelbench (list tasks, right answers by steps; lists:9 for nine items), with --model oracle
+    as one that knows every law; or text:FILE (held-out text, quality by steps). These print
+    Markdown."""
     methods: Annotated[str, arg(metavar="NAMES")] = "all"
     """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4), "all",
     or a level (L0). The plain one is the baseline and always runs."""
@@ -102,17 +105,19 @@ class Bench:
         """Executes the command; returns the exit code."""
         from jaxdecode.evals import bench
 
+        if bench_suite.is_suite(self.suite):
+            return bench_suite.run(self)
         lines = self._sampled(read_suite(self.suite))
         heads = self._heads()
         # What is wrong whatever the model is shows before a model is fetched.
         bench.check(self._plan(heads), has_draft=self.draft is not None, heads=heads)
-        config = self._config()
+        config = self.read_config()
         plan = self._plan(heads, fills=config.denoiser is not None)
         bench.check(plan, has_draft=self.draft is not None, heads=heads, config=config)
         saved = self._saved()
         use_compile_cache()
-        lm = self._load(self.model)
-        draft = None if self.draft is None else self._load(self.draft)
+        lm = self.load_model(self.model)
+        draft = None if self.draft is None else self.load_model(self.draft)
         given = bench.Given(draft, heads)
         gap = bench.TIE_GAP[lm.dtype.name] if self.tie_gap is None else self.tie_gap
         plan = dataclasses.replace(plan, tie_gap=gap)
@@ -144,7 +149,7 @@ class Bench:
             found[heads.spec.kind] = heads
         return found
 
-    def _config(self) -> "ModelConfig":
+    def read_config(self) -> "ModelConfig":
         """What the model is, before its parameters are read."""
         from jaxdecode.convert import download
         from jaxdecode.convert.open import open_source
@@ -156,11 +161,11 @@ class Bench:
     def _plan(self, heads: "dict[str, Heads]", fills: bool = False) -> "Plan":
         from jaxdecode.evals import bench
 
-        sizes = _numbers("--batch-size", self.batch_size, int)
+        sizes = numbers("--batch-size", self.batch_size, int)
         for size in sizes:
             checks.integer("--batch-size", size, low=1)
         checks.integer("--repeats", self.repeats, low=1)
-        temperatures = _numbers("--temperature", self.temperature, float)
+        temperatures = numbers("--temperature", self.temperature, float)
         has_draft = self.draft is not None
         lines = bench.parse_lines(
             self.methods, has_draft=has_draft, heads=heads, temperatures=temperatures, fills=fills
@@ -193,7 +198,8 @@ class Bench:
         except (OSError, ValueError) as error:
             raise InputError(f"--resume: {path} is not a result of `bench` ({error}).") from error
 
-    def _load(self, name: str) -> "LanguageModel":
+    def load_model(self, name: str) -> "LanguageModel":
+        """Loads a model as the options say."""
         from jaxdecode import api
 
         return api.load(
@@ -330,7 +336,8 @@ def _continued(
     return saved["records"]
 
 
-def _numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+def numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+    """Numbers separated by commas, each once."""
     try:
         return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
     except ValueError as error:

@@ -88,7 +88,9 @@ def prove(
         return _prove_texts(name)
     cases = STRICT[METHODS[name].commit]
     found = [
-        _prove_case(name, order, options, samples // len(cases), twin_samples, progress)
+        _prove_case(
+            name, order, options, samples // len(cases), twin_samples // len(cases), progress
+        )
         for order, options in cases
     ]
     p_values = [case.p_value for case in found]
