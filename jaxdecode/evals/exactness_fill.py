@@ -33,7 +33,8 @@ STRICT: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
 }
 # Orders that are drawn, so that a rule's choice cannot be enumerated.
 DRAWN_ORDERS = ("random",)
-WHOLE = {"block_length": 0, "reuse": "none"}
+# The same of drafters: one block, and nothing approximate.
+WHOLE: dict[str, dict[str, Any]] = {"denoise": {"block_length": 0, "reuse": "none"}}
 TEXTS, TEXT_NEW = 64, 12
 TEMPERATURES = (0.0, 0.9)
 
@@ -53,7 +54,8 @@ class Found(NamedTuple):
 def provable(name: str) -> bool:
     """Whether there is a setting to prove the line at, or a line to compare it with."""
     entry = METHODS[name]
-    return _copies(name) or (entry.commit in STRICT and entry.heads is None)
+    plain = entry.verifier == "denoise" and entry.heads is None
+    return _copies(name) or (plain and entry.commit in STRICT and entry.drafter in WHOLE)
 
 
 def _copies(name: str) -> bool:
@@ -65,8 +67,9 @@ def _copies(name: str) -> bool:
 def refuse(name: str) -> None:
     """Says what is missing for a proof."""
     raise InputError(
-        f"method {name!r} fills slots by a rule ({METHODS[name].commit}) of which no setting is "
-        "known that decides one per step, so there is no law to prove; leave it out."
+        f"no setting of method {name!r} is known here at which its rule "
+        f"({METHODS[name].commit}) decides one slot per step, so there is no law to prove; leave "
+        "it out."
     )
 
 
@@ -127,7 +130,7 @@ def _prove_case(
     twin_samples: int,
     progress: Callable[[int], None] | None,
 ) -> _Case:
-    ready = _setup(name, WHOLE | options)
+    ready = _setup(name, WHOLE[METHODS[name].drafter] | options)
     broken = ready._replace(method=twin(ready.method))
     law = law_of(order)
     cells = _counts(ready, samples, progress)

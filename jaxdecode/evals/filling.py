@@ -87,9 +87,16 @@ def one_by_one(ask: Conditionals, order: str) -> Float[np.ndarray, "..."]:
 
     Args:
         ask: the model.
-        order: "left_to_right", "random", or "probability": the slot whose draw is likeliest.
+        order: "left_to_right", "random"; "probability": the slot whose draw is likeliest;
+            "margin", "entropy": the slot whose law has the largest or the smallest.
     """
-    ways = {"left_to_right": _first_open, "random": _any_open, "probability": _likeliest}
+    ways = {
+        "left_to_right": _first_open,
+        "random": _any_open,
+        "probability": _likeliest,
+        "margin": _largest_margin,
+        "entropy": _smallest_entropy,
+    }
     chance = ways[order](ask)
     num_slots, size = ask.probs.shape[1:]
     index, slot, token = np.nonzero(chance)
@@ -117,10 +124,30 @@ def _any_open(ask: Conditionals) -> Float[np.ndarray, "C n V"]:
     return ask.probs / np.maximum(ask.open.sum(1), 1)[:, None, None]
 
 
+def _sure(ask: Conditionals) -> Float[np.ndarray, "C n V"]:
+    """The model's own law of every slot, before the temperature."""
+    found = np.exp(ask.scores - ask.scores.max(-1, keepdims=True))
+    return found / found.sum(-1, keepdims=True)
+
+
+def _largest_margin(ask: Conditionals) -> Float[np.ndarray, "C n V"]:
+    ranked = np.sort(_sure(ask), -1)
+    return _largest(ask, ranked[..., -1] - ranked[..., -2])
+
+
+def _smallest_entropy(ask: Conditionals) -> Float[np.ndarray, "C n V"]:
+    sure = _sure(ask)
+    return _largest(ask, (sure * np.log(np.where(sure > 0, sure, 1.0))).sum(-1))
+
+
+def _largest(ask: Conditionals, score: Float[np.ndarray, "C n"]) -> Float[np.ndarray, "C n V"]:
+    chosen = np.where(ask.open, score, -np.inf).argmax(1)
+    return ask.probs * (np.arange(score.shape[1]) == chosen[:, None])[..., None]
+
+
 def _likeliest(ask: Conditionals) -> Float[np.ndarray, "C n V"]:
     """Every slot draws; the draw of the largest probability, before the temperature, is kept."""
-    sure = np.exp(ask.scores - ask.scores.max(-1, keepdims=True))
-    sure /= sure.sum(-1, keepdims=True)
+    sure = _sure(ask)
     num_slots = ask.probs.shape[1]
     found = ask.probs.copy()
     for i in range(num_slots):

@@ -40,10 +40,19 @@ def test_the_order_of_likeliest_draws_against_all_draws_by_hand():
 
 
 def test_orders_have_laws_of_their_own():
-    laws = [exactness_fill.law_of(o) for o in ("left_to_right", "random", "probability")]
+    orders = ("left_to_right", "random", "probability", "margin", "entropy")
+    laws = [exactness_fill.law_of(order) for order in orders]
     for one, other in itertools.combinations(laws, 2):
         assert 0.5 * abs(one - other).sum() > 0.01
     assert all(law[..., 5].sum() == 0 and law.sum() == pytest.approx(1.0) for law in laws)
+
+
+@pytest.mark.parametrize("order", ["margin", "entropy"])
+def test_the_rule_follows_orders_that_look_at_laws_only(order):
+    method = exactness_fill._setup("llada", {"order": order}).method
+    assert method.commit is not None
+    law = filling.by_rule(exactness_fill._asked(), method.commit.select, None)
+    np.testing.assert_allclose(law, exactness_fill.law_of(order), atol=1e-9)
 
 
 def test_a_rule_that_decides_all_at_once_gives_the_product_of_the_marginals():
@@ -77,7 +86,9 @@ def test_every_line_is_proven_with_many_samples(name):
 
 def test_a_wrong_draw_is_convicted_by_samples():
     """Candidates of another temperature, behind the right rule."""
-    ready = exactness_fill._setup("llada", exactness_fill.WHOLE | {"order": "left_to_right"})
+    ready = exactness_fill._setup(
+        "llada", exactness_fill.WHOLE["denoise"] | {"order": "left_to_right"}
+    )
 
     def cooler(weights, request, canvas, proposal, output):
         output = type(output)(**(vars(output) | {"logits": 0.8 * output.logits}))
@@ -103,7 +114,7 @@ def test_a_line_that_promises_the_tokens_of_another_is_compared_with_it(monkeypa
 def test_a_rule_without_a_setting_to_prove_is_refused(monkeypatch):
     monkeypatch.setitem(METHODS, "new", METHODS["fast_dllm"]._replace(commit="new"))
     assert "new" not in exactness.names("all")
-    with pytest.raises(InputError, match="by a rule \\(new\\) of which no setting is known"):
+    with pytest.raises(InputError, match="no setting of method 'new' is known"):
         exactness.names("new")
 
 
