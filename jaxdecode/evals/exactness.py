@@ -88,8 +88,8 @@ class Proof:
         level: what the line promises.
         variation: largest total variation by enumeration. Of a line that only decodes greedily,
             where every law is one text, or fills slots as another line does: the share of texts
-            that differ.
-        p_value: of the chi-square test; None for such a line.
+            that differ. None where a rule's choices are drawn, so that only samples show them.
+        p_value: of the chi-square test; None for lines whose texts are compared.
         twin_variation: the same for the broken twin.
         twin_p_value: the same for the broken twin.
         samples: rows decoded.
@@ -101,9 +101,9 @@ class Proof:
 
     method: str
     level: str
-    variation: float
+    variation: float | None
     p_value: float | None
-    twin_variation: float
+    twin_variation: float | None
     twin_p_value: float | None
     samples: int
     accepted: float
@@ -113,7 +113,9 @@ class Proof:
     @property
     def passed(self) -> bool:
         """Whether both proofs hold and both reject the twin."""
-        told_apart = self.variation <= MAX_VARIATION < self.twin_variation
+        told_apart = True
+        if self.variation is not None and self.twin_variation is not None:
+            told_apart = self.variation <= MAX_VARIATION < self.twin_variation
         if self.p_value is None or self.twin_p_value is None:
             return told_apart
         entry = METHODS[self.method]

@@ -42,9 +42,9 @@ TEMPERATURES = (0.0, 0.9)
 class Found(NamedTuple):
     """Fields of `exactness.Proof`."""
 
-    variation: float
+    variation: float | None
     p_value: float | None
-    twin_variation: float
+    twin_variation: float | None
     twin_p_value: float | None
     samples: int
     accepted: float
@@ -103,10 +103,12 @@ def prove(
         law = law_of(cases[0][0])
         loose = sampled.total_variation(usual, law) - sampled.noise_floor(usual, law)
     return Found(
-        variation=max(case.variation for case in found if case.variation is not None),
+        variation=max((x.variation for x in found if x.variation is not None), default=None),
         # The smallest of several p-values is small by chance more often.
         p_value=min(1.0, len(found) * min(p_values)),
-        twin_variation=min(x.twin_variation for x in found if x.twin_variation is not None),
+        twin_variation=min(
+            (x.twin_variation for x in found if x.twin_variation is not None), default=None
+        ),
         twin_p_value=max(case.twin_p_value for case in found),
         samples=sum(case.samples for case in found),
         accepted=0.0,
