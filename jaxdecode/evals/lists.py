@@ -6,15 +6,20 @@
     shuffle   any order of the list          slots depend on each other
     replace   the list with one item, anywhere, replaced by the new one; likewise
 
-A problem is a row of tokens: task, new item, the items, separator; the answer has as many slots as
+A problem is a row of tokens: task, the items, new item, separator; the answer has as many slots as
 the list. Items are distinct, and the new one is none of them.
+
+    python -m jaxdecode.evals.lists data/lists      # writes what a model is trained on
 
 Source: the waiting-line tasks of ParallelBench (arXiv:2510.04767); vocabulary and encoding ours.
 """
 
 import functools
+import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +52,7 @@ class Problem(NamedTuple):
     @property
     def prompt(self) -> list[int]:
         """The tokens of the problem."""
-        return [FIRST_TASK + TASKS.index(self.task), self.new, *self.items, SEPARATOR]
+        return [FIRST_TASK + TASKS.index(self.task), *self.items, self.new, SEPARATOR]
 
     def accepts(self, answer: Sequence[int]) -> bool:
         """Whether an answer is right."""
@@ -83,11 +88,29 @@ def problems(task: str, size: int, count: int, seed: int = 0) -> list[Problem]:
     if not 1 <= size <= MAX_SIZE:
         raise InputError(f"lists of {size} items do not exist here; use 1 to {MAX_SIZE}.")
     rng = np.random.default_rng([seed, TASKS.index(task), size])
-    found = []
+    return [_drawn(task, size, rng) for _ in range(count)]
+
+
+def _drawn(task: str, size: int, rng: np.random.Generator) -> Problem:
+    *items, new = (int(i) for i in rng.permutation(NUM_ITEMS)[: size + 1])
+    return Problem(task, tuple(items), new)
+
+
+def examples(count: int, size: int, seed: int) -> Iterator[dict[str, object]]:
+    """Lines of training data: problems of all tasks, each with one of its right answers."""
+    rng = np.random.default_rng(seed)
     for _ in range(count):
-        new, *items = (int(i) for i in rng.permutation(NUM_ITEMS)[: size + 1])
-        found.append(Problem(task, tuple(items), new))
-    return found
+        problem = _drawn(TASKS[rng.integers(len(TASKS))], size, rng)
+        prompt = problem.prompt
+        yield {"tokens": [*prompt, *problem.solution(rng)], "prompt_length": len(prompt)}
+
+
+def write(folder: Path, size: int = 6) -> None:
+    """Writes the two files that `configs/train/mdlm_lists.yaml` names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (name, count) in enumerate([("train", 100_000), ("held_out", 500)]):
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in examples(count, size, seed))
 
 
 def ideal_accuracy(task: str, quotas: Sequence[int]) -> float:
@@ -113,3 +136,7 @@ def _replaced(quotas: tuple[int, ...]) -> float:
     left, now = sum(quotas), quotas[0]
     stays = 1 - 1 / left
     return now / left * stays ** (now - 1) + stays**now * _replaced(quotas[1:])
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "data/lists"))

@@ -90,7 +90,7 @@ def _forward(
 def list_laws(size: int, row: Int[Array, "T"]) -> Float[Array, "T V"]:
     """Log-probabilities of every slot of a problem and its answer; zeros outside of the answer."""
     first = size + 3
-    task, new, items = row[0] - lists.FIRST_TASK, row[1], row[2 : 2 + size]
+    task, items, new = row[0] - lists.FIRST_TASK, row[1 : 1 + size], row[1 + size]
     answer = jax.lax.dynamic_slice_in_dim(row, first, size)
     open = answer == lists.MASK_TOKEN
     fixed = jnp.stack([items, items[::-1], jnp.sort(items)])

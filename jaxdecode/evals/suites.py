@@ -152,8 +152,9 @@ def check_vocabulary(lm: api.LanguageModel) -> None:
     if (lm.config.vocab_size, denoiser.mask_token) != (lists.VOCAB_SIZE, lists.MASK_TOKEN):
         raise InputError(
             f"the list tasks are written in {lists.VOCAB_SIZE} tokens of their own, the last of "
-            f"which is the mask token; this model has {lm.config.vocab_size}. Train one on them, "
-            "or use --model oracle."
+            f"which is the mask token; this model has {lm.config.vocab_size} and mask token "
+            f"{denoiser.mask_token}. Train one with configs/train/mdlm_lists.yaml, or use "
+            "--model oracle."
         )
 
 

@@ -73,6 +73,19 @@ def test_answers_are_judged():
         assert problem.accepts(problem.solution(np.random.default_rng(1)))
 
 
+def test_training_data_are_problems_with_right_answers():
+    lines = list(lists.examples(50, 5, seed=2))
+    assert lines == list(lists.examples(50, 5, seed=2)) and lines != list(lists.examples(50, 5, 3))
+    tasks = set()
+    for line in lines:
+        prompt, answer = line["tokens"][:8], line["tokens"][8:]
+        assert line["prompt_length"] == 8 and prompt[-1] == lists.SEPARATOR
+        problem = lists.Problem(lists.TASKS[prompt[0] - 16], tuple(prompt[1:6]), prompt[6])
+        assert problem.prompt == prompt and problem.accepts(answer)
+        tasks.add(problem.task)
+    assert tasks == set(lists.TASKS)
+
+
 @pytest.mark.parametrize(("task", "size"), CLOSED)
 def test_formulas_give_the_known_values(task, size):
     for k, value in CLOSED[task, size].items():
