@@ -1,4 +1,4 @@
-"""`jaxdecode bench`: methods against plain decoding, timed in turn, with tokens compared."""
+"""`jaxdecode bench`: methods against the plain one, timed in turn, with tokens compared."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from tyro.conf import UseAppendAction, arg
 
 from jaxdecode import checks
-from jaxdecode.cli import sharing
+from jaxdecode.cli import bench_suite, sharing
 from jaxdecode.cli.bench_table import print_tables
 from jaxdecode.cli.common import (
     AcceptTerms,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxdecode.api import LanguageModel
     from jaxdecode.convert.heads import Heads
     from jaxdecode.evals.bench import Case, Given, Plan
+    from jaxdecode.models.config import ModelConfig
 
 T = TypeVar("T")
 _Optional = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
@@ -41,19 +42,23 @@ _INTERRUPTED = 130
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Time methods against plain decoding on the same prompts, and compare their tokens.
+    """Time methods against the plain one on the same prompts, and compare their tokens.
 
-    Exit code 1 if a method that promises the tokens of plain decoding gives others.
+    The plain one is ar, or llada for models that fill slots in any order. Exit code 1 if a method
+    that promises the tokens of another one gives others.
     """
 
     model: Annotated[str, arg(metavar="NAME_OR_PATH")]
     """Short name (see `jaxdecode models`), checkpoint folder, .gguf file, or hf:org/name."""
     suite: Annotated[str, arg(metavar="FILE")]
     """JSONL file, or - for stdin: lines as `generate --prompts` takes, with an optional
-    "category", or those of Spec-Bench (its first turns)."""
+    "category", or those of Spec-Bench (its first turns). For models that fill slots also lists or
+    parallelbench (list tasks, right answers by steps; lists:9 for nine items), with --model oracle
+    as one that knows every law; or text:FILE (held-out text, quality by steps). These print
+    Markdown."""
     methods: Annotated[str, arg(metavar="NAMES")] = "all"
     """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4), "all",
-    or a level (L0). ar is the baseline and always runs."""
+    or a level (L0). The plain one is the baseline and always runs."""
     max_new_tokens: int = 128
     """Most new tokens per prompt."""
     num_prompts: int | None = None
@@ -100,14 +105,19 @@ class Bench:
         """Executes the command; returns the exit code."""
         from jaxdecode.evals import bench
 
+        if bench_suite.is_suite(self.suite):
+            return bench_suite.run(self)
         lines = self._sampled(read_suite(self.suite))
         heads = self._heads()
-        plan = self._plan(heads)
-        bench.check(plan, has_draft=self.draft is not None, heads=heads)
+        # What is wrong whatever the model is shows before a model is fetched.
+        bench.check(self._plan(heads), has_draft=self.draft is not None, heads=heads)
+        config = self.read_config()
+        plan = self._plan(heads, fills=config.denoiser is not None)
+        bench.check(plan, has_draft=self.draft is not None, heads=heads, config=config)
         saved = self._saved()
         use_compile_cache()
-        lm = self._load(self.model)
-        draft = None if self.draft is None else self._load(self.draft)
+        lm = self.load_model(self.model)
+        draft = None if self.draft is None else self.load_model(self.draft)
         given = bench.Given(draft, heads)
         gap = bench.TIE_GAP[lm.dtype.name] if self.tie_gap is None else self.tie_gap
         plan = dataclasses.replace(plan, tie_gap=gap)
@@ -139,17 +149,26 @@ class Bench:
             found[heads.spec.kind] = heads
         return found
 
-    def _plan(self, heads: "dict[str, Heads]") -> "Plan":
+    def read_config(self) -> "ModelConfig":
+        """What the model is, before its parameters are read."""
+        from jaxdecode.convert import download
+        from jaxdecode.convert.open import open_source
+
+        shown = show_progress(self.progress)
+        path = download.resolve(self.model, accept_terms=self.accept_terms, progress=shown)
+        return open_source(path).config
+
+    def _plan(self, heads: "dict[str, Heads]", fills: bool = False) -> "Plan":
         from jaxdecode.evals import bench
 
-        sizes = _numbers("--batch-size", self.batch_size, int)
+        sizes = numbers("--batch-size", self.batch_size, int)
         for size in sizes:
             checks.integer("--batch-size", size, low=1)
         checks.integer("--repeats", self.repeats, low=1)
-        temperatures = _numbers("--temperature", self.temperature, float)
+        temperatures = numbers("--temperature", self.temperature, float)
         has_draft = self.draft is not None
         lines = bench.parse_lines(
-            self.methods, has_draft=has_draft, heads=heads, temperatures=temperatures
+            self.methods, has_draft=has_draft, heads=heads, temperatures=temperatures, fills=fills
         )
         return bench.Plan(
             lines=lines,
@@ -160,6 +179,7 @@ class Bench:
             ignore_eos=self.ignore_eos,
             remember=self.remember,
             timed=not self.check_only,
+            baseline=bench.baseline_of(fills),
         )
 
     def _saved(self) -> dict[str, Any] | None:
@@ -178,7 +198,8 @@ class Bench:
         except (OSError, ValueError) as error:
             raise InputError(f"--resume: {path} is not a result of `bench` ({error}).") from error
 
-    def _load(self, name: str) -> "LanguageModel":
+    def load_model(self, name: str) -> "LanguageModel":
+        """Loads a model as the options say."""
         from jaxdecode import api
 
         return api.load(
@@ -290,13 +311,14 @@ def _cases(lm: "LanguageModel", lines: list[PromptLine], seed: int) -> list["Cas
 def _document(
     plan: "Plan", head: dict[str, Any], records: list[dict[str, Any]], complete: bool
 ) -> dict[str, Any]:
-    from jaxdecode.evals import summary
+    from jaxdecode.evals import bench, summary
 
     labels = [line.label for line in plan.lines]
+    references = {line.label: bench.reference(line).label for line in plan.lines}
     return head | {
         "complete": complete,
-        "summary": summary.summarize(records, labels),
-        "compared": summary.compared(records, labels),
+        "summary": summary.summarize(records, labels, plan.baseline),
+        "compared": summary.compared(records, references),
         "records": records,
     }
 
@@ -314,7 +336,8 @@ def _continued(
     return saved["records"]
 
 
-def _numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+def numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+    """Numbers separated by commas, each once."""
     try:
         return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
     except ValueError as error:

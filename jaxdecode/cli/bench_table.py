@@ -5,7 +5,18 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_COLUMNS = ("category", "method", "prompts", "tokens/s", "speed-up", "accepted", "nfe", "equal")
+_LEFT = ("category", "method", "equal")
+_COLUMNS = (
+    "category",
+    "method",
+    "prompts",
+    "tokens/s",
+    "speed-up",
+    "accepted",
+    "nfe",
+    "forwarded",
+    "equal",
+)
 # What a table may take where no terminal says how wide it is.
 _WIDTH = 200
 
@@ -37,8 +48,7 @@ def _section(title: str, rows: list[dict[str, Any]], timed: bool) -> Any:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in _COLUMNS:
-        left = column in ("category", "method", "equal")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=True)
     last = None
     for row in rows:
         new = row["category"] != last
@@ -59,6 +69,7 @@ def _cells(row: dict[str, Any], timed: bool) -> Iterator[str]:
         yield f"{row['speedup']:.2f}x" if timed else "-"
     yield f"{row['acceptance_length']:.2f}"
     yield f"{row['nfe']:.0f}"
+    yield f"{row['tokens_forwarded']:,.0f}"
     yield _equal(row["differ"], row["ties"])
 
 
@@ -74,7 +85,8 @@ def _equal(differ: int | None, ties: int | None) -> str:
 def _verdict(line: dict[str, Any]) -> str:
     if not line["prompts"]:
         return f"{line['line']}: promises no equal tokens here, none compared"
+    found = _equal(line["differ"], line["ties"]) if line["differ"] or line["ties"] else "equal"
     return (
-        f"{line['line']}: {line['tokens']:,} tokens of {line['prompts']} rows compared with ar: "
-        f"{_equal(line['differ'], line['ties']) if line['differ'] or line['ties'] else 'equal'}"
+        f"{line['line']}: {line['tokens']:,} tokens of {line['prompts']} rows compared with "
+        f"{line['reference']}: {found}"
     )

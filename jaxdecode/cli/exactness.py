@@ -27,6 +27,8 @@ class Exactness:
     ENUMERATION is the largest total variation between the exact law of what is emitted and the
     target's; CHI2 P is the p-value of samples of the compiled loop; the TWIN columns are the same
     two figures for the method with a verifier that is wrong on purpose, which both must reject.
+    Methods that fill slots are held against the sampler that decides one slot per step, and the
+    wrong one decides two; those that promise its tokens are compared with it text by text.
     ACCEPTED is draft tokens accepted per step. Exit code 1 if anything fails.
     """
 

@@ -21,7 +21,7 @@ from jaxdecode import api, resolve
 from jaxdecode.core.protocols import Method
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
-from jaxdecode.evals import enumeration, sampled, toys
+from jaxdecode.evals import enumeration, exactness_fill, sampled, toys
 from jaxdecode.sampling import residual
 from jaxdecode.trees import walk
 
@@ -87,8 +87,9 @@ class Proof:
         method: registry key.
         level: what the line promises.
         variation: largest total variation by enumeration. Of a line that only decodes greedily,
-            where every law is one text: the share of texts that differ.
-        p_value: of the chi-square test; None for such a line.
+            where every law is one text, or fills slots as another line does: the share of texts
+            that differ. None where a rule's choices are drawn, so that only samples show them.
+        p_value: of the chi-square test; None for lines whose texts are compared.
         twin_variation: the same for the broken twin.
         twin_p_value: the same for the broken twin.
         samples: rows decoded.
@@ -100,9 +101,9 @@ class Proof:
 
     method: str
     level: str
-    variation: float
+    variation: float | None
     p_value: float | None
-    twin_variation: float
+    twin_variation: float | None
     twin_p_value: float | None
     samples: int
     accepted: float
@@ -112,10 +113,13 @@ class Proof:
     @property
     def passed(self) -> bool:
         """Whether both proofs hold and both reject the twin."""
-        told_apart = self.variation <= MAX_VARIATION < self.twin_variation
+        told_apart = True
+        if self.variation is not None and self.twin_variation is not None:
+            told_apart = self.variation <= MAX_VARIATION < self.twin_variation
         if self.p_value is None or self.twin_p_value is None:
             return told_apart
-        drafts = METHODS[self.method].drafter != "none"
+        entry = METHODS[self.method]
+        drafts = entry.drafter != "none" and not entry.fills
         by_samples = self.p_value > MIN_P >= self.twin_p_value
         return told_apart and by_samples and (self.accepted > 0 or not drafts)
 
@@ -126,6 +130,8 @@ class Proof:
 
 def rows_needed(name: str, samples: int) -> int:
     """Rows that `prove` decodes, for progress bars."""
+    if METHODS[name].fills:
+        return exactness_fill.rows_needed(name, samples, TWIN_SAMPLES)
     if greedy_only(name):
         return 0
     exact = METHODS[name].level in ("L0", "L1")
@@ -141,19 +147,20 @@ def names(asked: str) -> list[str]:
     if not found:
         raise InputError("methods is empty; name some, or use all.")
     for name in found:
-        resolve.entry_of(name)
-        if not has_law(name):
-            kind = "fills slots in any order" if METHODS[name].fills else "is a policy over runs"
+        if resolve.entry_of(name).policy is not None:
             raise InputError(
-                f"method {name!r} {kind}, so its law is not that of texts written token by token, "
-                "which these proofs are about; leave it out."
+                f"method {name!r} is a policy over runs, so its law is not that of texts written "
+                "token by token, which these proofs are about; leave it out."
             )
+        if not has_law(name):
+            exactness_fill.refuse(name)
     return found
 
 
 def has_law(name: str) -> bool:
-    """Whether one run of the loop writes a text token by token, so that its law can be proven."""
-    return METHODS[name].policy is None and not METHODS[name].fills
+    """Whether one run of the loop writes a text, and its law can be proven."""
+    entry = METHODS[name]
+    return entry.policy is None and (not entry.fills or exactness_fill.provable(name))
 
 
 def prove(
@@ -166,6 +173,8 @@ def prove(
         samples: rows decoded for the chi-square test; the twin gets at most TWIN_SAMPLES.
         progress: called with the number of rows decoded since the last call.
     """
+    if METHODS[name].fills:
+        return _prove_filling(name, samples, progress)
     if greedy_only(name):
         return _prove_greedy(name)
     begin = time.perf_counter()
@@ -192,6 +201,13 @@ def prove(
         default_variation=relaxed,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _prove_filling(name: str, samples: int, progress: Callable[[int], None] | None) -> Proof:
+    begin = time.perf_counter()
+    found = exactness_fill.prove(name, samples, TWIN_SAMPLES, progress)
+    seconds = time.perf_counter() - begin
+    return Proof(method=name, level=METHODS[name].level, seconds=seconds, **found._asdict())
 
 
 def variation(choice: resolve.Choice, method: Method, broken: bool = False) -> float:

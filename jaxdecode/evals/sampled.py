@@ -64,7 +64,7 @@ def setup(
     if method.drafter.price is not None:
         # At equal prices as much is drafted as can be.
         weights = method.drafter.price(weights, np.ones(len(method.drafter.widths)))
-    return Setup(method, weights, models.target)
+    return Setup(method, weights, models.target._replace(cache=method.cache))
 
 
 def whole(samples: int) -> int:
@@ -101,7 +101,9 @@ def counts(
 def _canvas(ready: Setup, rows: int) -> Canvas:
     """The canvas before the first step: equal rows, on the host."""
     end = len(PROMPT) + NUM_NEW
-    slots = max(32, end + ready.method.drafter.max_depth + 1)
+    drafter = ready.method.drafter
+    # Prompts are cached in chunks, which must fit.
+    slots = max(32 if drafter.prefilled else 0, end + drafter.max_depth + 1)
 
     def full(value: int, dtype: Any = np.int32) -> np.ndarray:
         return np.full(rows, value, dtype)
@@ -139,9 +141,9 @@ def _run(ready: Setup, host: Canvas, keys: UInt32[Array, "B 2"]):
         stats=Stats(**{name: jnp.zeros(rows, jnp.int32) for name in _COUNTERS}),
         step=jnp.int32(0),
     )
-    end = loop.run(
-        weights, request, state, jnp.int32(NUM_NEW), target=ready.model.target, method=method
-    )
+    # Every step decides something; more steps are for methods that take something back.
+    steps = jnp.int32(4 * NUM_NEW)
+    end = loop.run(weights, request, state, steps, target=ready.model.target, method=method)
     return _cells(end.canvas.tokens, size=ready.model.config.vocab_size), end.stats
 
 

@@ -18,7 +18,7 @@ from jaxdecode.convert.heads import Heads
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.models import decoder
-from jaxdecode.models.config import ModelConfig
+from jaxdecode.models.config import Denoiser, ModelConfig
 
 VOCAB = 6
 
@@ -54,6 +54,17 @@ def model(*, blend: float = 0.0, sharpness: float = 1.5) -> api.LanguageModel:
     own, other = (_random(built, seed, sharpness) for seed in (1, 2))
     params = jax.tree.map(lambda a, b: (1 - blend) * a + blend * b, own, other)
     return api.from_params(built, params, name="toy")
+
+
+@functools.lru_cache
+def denoiser(*, sharpness: float = 1.5) -> api.LanguageModel:
+    """A random model that fills undecided slots; the last of its tokens is the mask token.
+
+    Args:
+        sharpness: standard deviation of its scores.
+    """
+    built = config(denoiser=Denoiser(mask_token=VOCAB - 1))
+    return api.from_params(built, _random(config(), 1, sharpness), name="toy")
 
 
 def _random(built: ModelConfig, seed: int, sharpness: float) -> Any:

@@ -119,3 +119,53 @@ def test_what_cannot_be_used_is_refused(cli, command, args, message):
 def test_bad_lines_of_a_suite_are_named(cli, checkpoint, jsonl, line, message):
     done = cli("bench", "--model", checkpoint, "--suite", jsonl({"prompt": "x"}, line))
     assert done.code == 2 and "prompts.jsonl:2" in done.err and message in done.err
+
+
+def test_a_method_that_cannot_run_the_model_is_refused_before_it_is_loaded(
+    cli, command, monkeypatch
+):
+    from jaxdecode.cli.bench import Bench
+
+    monkeypatch.setattr(Bench, "load_model", lambda *_: pytest.fail("loaded"))
+    done = cli(*command, "--methods", "prompt_lookup,fast_dllm")
+    assert done.code == 2 and "'fast_dllm' cannot run this model" in done.err
+
+
+def test_a_suite_of_lists_needs_no_model_but_the_oracle(cli, tmp_path):
+    run = ("bench", "--model", "oracle", "--suite", "lists:4", "--num-prompts", 8)
+    run = (*run, "--methods", "llada,llada:steps=1", "--batch-size", 8)
+    done = cli(*run)
+    lines = done.out.splitlines()
+    assert done.code == 0 and lines[0].startswith("| task | trial | accuracy | ideal |")
+    assert len(lines) == 2 + 5 * 3
+    assert [line for line in lines if line.startswith("| shuffle | llada:steps=1 | 0.000 |")]
+    out = tmp_path / "out.json"
+    assert cli(*run, "--json", out).code == 0
+    found = json.loads(out.read_text())
+    assert found["size"] == 4 and len(found["rows"]) == 15
+    assert cli(*run, "--json", out).code == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--suite", "lists:x"), "length of the lists as lists:6"),
+        (("--suite", "lists:16"), "from 2 to 15"),
+        (("--suite", "lists", "--methods", "llada,ar"), "'ar' cannot run this model"),
+        (("--suite", "lists", "--resume"), "takes neither of --resume"),
+        (("--suite", "lists", "--batch-size", "1,2"), "takes one"),
+        (("--suite", "text"), "--suite text:FILE"),
+        (("--suite", "text:none.txt"), "the oracle knows lists only"),
+    ],
+)
+def test_suites_refuse_what_they_cannot_do(cli, args, message):
+    done = cli("bench", "--model", "oracle", *args)
+    assert done.code == 2 and message in done.err
+
+
+def test_a_suite_refuses_a_model_that_writes_in_order(cli, checkpoint, monkeypatch):
+    from jaxdecode.cli.bench import Bench
+
+    monkeypatch.setattr(Bench, "load_model", lambda *_: pytest.fail("loaded"))
+    done = cli("bench", "--model", checkpoint, "--suite", "lists")
+    assert done.code == 2 and "'llada' cannot run this model" in done.err

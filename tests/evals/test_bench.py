@@ -5,7 +5,7 @@ import collections
 import jax.numpy as jnp
 import pytest
 
-from jaxdecode import api
+from jaxdecode import api, resolve
 from jaxdecode.core import registry
 from jaxdecode.errors import InputError, UnknownNameError
 from jaxdecode.evals import bench, summary, ties
@@ -41,13 +41,11 @@ def broken(monkeypatch):
         return sample_match.walk.make(like, reads_children=False)
 
     module = type("broken", (), {"Config": sample_match.Config, "make": staticmethod(make)})
-    found = bench.resolve._module
-    monkeypatch.setattr(
-        bench.resolve, "_module", lambda *at: module if at[1] == "broken" else found(*at)
-    )
-    bench.resolve.method_of.cache_clear()
+    found = resolve._module
+    monkeypatch.setattr(resolve, "_module", lambda *at: module if at[1] == "broken" else found(*at))
+    resolve.method_of.cache_clear()
     yield
-    bench.resolve.method_of.cache_clear()
+    resolve.method_of.cache_clear()
 
 
 def test_lines_are_read():
@@ -75,6 +73,54 @@ def test_lines_are_read():
         bench.parse_lines("ar:temperature=1")
     with pytest.raises(InputError, match="no_such"):
         bench.check(plan("prompt_lookup:no_such=1"), has_draft=False)
+
+
+def test_lines_follow_the_model():
+    """A model that fills slots has its own baseline, and lines bring what they must equal."""
+    lines = bench.parse_lines("all", fills=True)
+    assert lines[0].label == "llada"
+    assert {line.method for line in lines} >= {"llada", "fast_dllm"}
+    assert all(registry.METHODS[line.method].fills for line in lines)
+    config = toys.config()
+    with pytest.raises(InputError, match="'fast_dllm' cannot run this model, which writes one"):
+        bench.check(plan("fast_dllm"), has_draft=False, config=config)
+    bench.check(plan("prompt_lookup"), has_draft=False, config=config)
+
+
+def test_a_line_brings_what_its_tokens_must_equal(monkeypatch):
+    exact = registry.METHODS["fast_dllm"]._replace(level="L0")
+    monkeypatch.setitem(registry.METHODS, "exact", exact)
+    lines = bench.parse_lines("exact:block_length=8:threshold=0.5", fills=True)
+    assert [line.label for line in lines] == [
+        "llada",
+        "llada:block_length=8:reuse=dual",
+        "exact:block_length=8:threshold=0.5",
+    ]
+    assert bench.reference(lines[2]) == lines[1] and bench.reference(lines[1]) == lines[1]
+    found = list(bench.parse_lines("fast_dllm,exact", fills=True))
+    assert [line.label for line in found[1:3]] == ["fast_dllm", "llada:block_length=32:reuse=dual"]
+
+
+def test_lines_that_fill_are_measured_and_compared(monkeypatch):
+    """Filling at a threshold is not what filling one by one gives, and one by one is."""
+    for name, options in (("same", {"steps": 0}), ("other", {"steps": 2})):
+        entry = registry.METHODS["llada"]._replace(options=options)
+        monkeypatch.setitem(registry.METHODS, name, entry)
+    lines = bench.parse_lines("same,other,fast_dllm:block_length=8", fills=True)
+    asked = bench.Plan(lines=lines, max_new_tokens=10, timed=False, baseline="llada")
+    records = list(bench.measure(toys.denoiser(), asked, CASES[:2]))
+    labels = [line.label for line in lines]
+    references = {line.label: bench.reference(line).label for line in lines}
+    assert references["other"] == "llada:steps=2", "options of the reference are its own"
+    rows = {row["line"]: row for row in summary.summarize(records, labels, "llada")}
+    assert rows["llada"]["speedup"] == 1.0 and rows["llada"]["nfe"] == 20
+    assert rows["llada"]["tokens_forwarded"] == sum(10 * (len(c.tokens) + 10) for c in CASES[:2])
+    assert rows["fast_dllm:block_length=8"]["differ"] is None
+    assert rows["same"]["differ"] == rows["other"]["differ"] == 0
+    monkeypatch.setattr(bench, "reference", lambda line: lines[0])
+    record = next(bench.measure(toys.denoiser(), asked, CASES[:1]))
+    assert {found["line"] for found in record["differences"]} == {"other", "llada:steps=2"}
+    assert record["lines"]["other"]["rows"][0]["equal"] == "no"
 
 
 def test_a_sample_is_spread_over_categories():
@@ -131,9 +177,9 @@ def test_records_hold_every_number_and_nothing_compiles_after_warm_up():
             for row in line["rows"]:
                 assert row["tokens"] == [10] * 3 and row["equal"] == "yes"
                 assert len(row["nfe"]) == len(row["forwarded"]) == 3
-    totals = summary.compared(records, ["ar", "prompt_lookup"])
-    expected = {"line": "prompt_lookup", "prompts": 20, "tokens": 200, "differ": 0, "ties": 0}
-    assert totals == [expected]
+    totals = summary.compared(records, {"ar": "ar", "prompt_lookup": "ar"})
+    names = {"line": "prompt_lookup", "reference": "ar"}
+    assert totals == [names | {"prompts": 20, "tokens": 200, "differ": 0, "ties": 0}]
 
 
 def test_what_is_finished_is_left_out():
@@ -210,7 +256,8 @@ def record(index, category, ar, other):
     lines = {}
     for label, (seconds, (tokens, nfe, equal)) in {"ar": ar, "x": other}.items():
         repeats = len(seconds)
-        row = {"tokens": [tokens] * repeats, "nfe": [nfe] * repeats, "equal": equal}
+        counts = {"tokens": tokens, "nfe": nfe, "forwarded": 3 * nfe}
+        row = {name: [count] * repeats for name, count in counts.items()} | {"equal": equal}
         lines[label] = {"seconds": seconds, "rows": [row]}
     job = {"batch_size": 1, "temperature": 0.0, "index": index, "category": category}
     return job | {"lines": lines}
@@ -229,10 +276,10 @@ def test_sums_by_hand():
     assert a["speedup"] == pytest.approx(4.0 / 2.0) and a["acceptance_length"] == 30 / 12
     assert b["speedup"] == pytest.approx(0.5) and b["acceptance_length"] == 1.25
     assert overall["speedup"] == pytest.approx(5.0 / 4.0) and overall["nfe"] == 20
-    assert (overall["prompts"], overall["tokens"]) == (3, 40)
+    assert (overall["prompts"], overall["tokens"], overall["tokens_forwarded"]) == (3, 40, 60)
     assert (a["ties"], b["ties"], overall["differ"]) == (1, 0, 0)
     assert rows["overall", "ar"]["speedup"] == 1.0
-    assert summary.compared(records, ["ar", "x"])[0]["tokens"] == 40
+    assert summary.compared(records, {"ar": "ar", "x": "ar"})[0]["tokens"] == 40
     records[2]["lines"]["x"]["rows"][0]["equal"] = "no"
     spoilt = {(r["category"], r["line"]): r for r in summary.summarize(records, ["ar", "x"])}
     assert all(spoilt[category, "x"]["speedup"] is None for category in ("a", "b", "overall"))

@@ -1,0 +1,226 @@
+"""Proofs for lines that fill slots in any order.
+
+What they are measured against is the sampler that decides one slot per step: its law is the chain
+rule, summed over all canvases. A line whose rule decides more at once is heuristic by design, and
+is proven at the setting at which it decides one. A line that promises the tokens of another one is
+compared with it text by text. The control decides one more slot in every step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdecode import api, resolve
+from jaxdecode.core.protocols import Commit, Method
+from jaxdecode.core.registry import METHODS
+from jaxdecode.errors import InputError
+from jaxdecode.evals import filling, sampled, toys
+from jaxdecode.evals.bench_lines import Line, reference
+from jaxdecode.sampling import confidence
+
+# Settings at which a rule decides one slot per step, by its file; each with the order it has.
+STRICT: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
+    "quota": (
+        ("probability", {"order": "probability", "steps": 0, "schedule": "even"}),
+        ("left_to_right", {"order": "left_to_right", "steps": 0, "schedule": "even"}),
+        ("random", {"order": "random", "steps": 0, "schedule": "even"}),
+    ),
+    "threshold": (("probability", {"threshold": 1.0}),),
+    "factor": (("probability", {"factor": 1e-6}),),
+}
+# Orders that are drawn, so that a rule's choice cannot be enumerated.
+DRAWN_ORDERS = ("random",)
+# The same of drafters: one block, and nothing approximate.
+WHOLE: dict[str, dict[str, Any]] = {"denoise": {"block_length": 0, "reuse": "none"}}
+TEXTS, TEXT_NEW = 64, 12
+TEMPERATURES = (0.0, 0.9)
+
+
+class Found(NamedTuple):
+    """Fields of `exactness.Proof`."""
+
+    variation: float | None
+    p_value: float | None
+    twin_variation: float | None
+    twin_p_value: float | None
+    samples: int
+    accepted: float
+    default_variation: float | None
+
+
+def provable(name: str) -> bool:
+    """Whether there is a setting to prove the line at, or a line to compare it with."""
+    entry = METHODS[name]
+    plain = entry.verifier == "denoise" and entry.heads is None
+    return _copies(name) or (plain and entry.commit in STRICT and entry.drafter in WHOLE)
+
+
+def _copies(name: str) -> bool:
+    """Whether the line promises the tokens of another one."""
+    entry = METHODS[name]
+    return entry.level == "L0" and entry.reference != name and entry.heads is None
+
+
+def refuse(name: str) -> None:
+    """Says what is missing for a proof."""
+    raise InputError(
+        f"no setting of method {name!r} is known here at which its rule "
+        f"({METHODS[name].commit}) decides one slot per step, so there is no law to prove; leave "
+        "it out."
+    )
+
+
+def rows_needed(name: str, samples: int, twin_samples: int) -> int:
+    """Rows that `prove` decodes."""
+    if _copies(name):
+        return 0
+    cases = len(STRICT[METHODS[name].commit])
+    rows = sampled.whole(samples // cases) + sampled.whole(min(samples, twin_samples) // cases)
+    exact = METHODS[name].level in ("L0", "L1")
+    return cases * rows + (0 if exact else sampled.whole(min(samples, twin_samples)))
+
+
+def prove(
+    name: str, samples: int, twin_samples: int, progress: Callable[[int], None] | None = None
+) -> Found:
+    """Both proofs of one line, and both of its twin."""
+    if _copies(name):
+        return _prove_texts(name)
+    cases = STRICT[METHODS[name].commit]
+    found = [
+        _prove_case(
+            name, order, options, samples // len(cases), twin_samples // len(cases), progress
+        )
+        for order, options in cases
+    ]
+    p_values = [case.p_value for case in found]
+    loose = None
+    if METHODS[name].level not in ("L0", "L1"):
+        usual = _counts(_setup(name, {}), min(samples, twin_samples), progress)
+        law = law_of(cases[0][0])
+        loose = sampled.total_variation(usual, law) - sampled.noise_floor(usual, law)
+    return Found(
+        variation=max((x.variation for x in found if x.variation is not None), default=None),
+        # The smallest of several p-values is small by chance more often.
+        p_value=min(1.0, len(found) * min(p_values)),
+        twin_variation=min(
+            (x.twin_variation for x in found if x.twin_variation is not None), default=None
+        ),
+        twin_p_value=max(case.twin_p_value for case in found),
+        samples=sum(case.samples for case in found),
+        accepted=0.0,
+        default_variation=loose,
+    )
+
+
+class _Case(NamedTuple):
+    variation: float | None
+    p_value: float
+    twin_variation: float | None
+    twin_p_value: float
+    samples: int
+
+
+def _prove_case(
+    name: str,
+    order: str,
+    options: dict[str, Any],
+    samples: int,
+    twin_samples: int,
+    progress: Callable[[int], None] | None,
+) -> _Case:
+    ready = _setup(name, WHOLE[METHODS[name].drafter] | options)
+    broken = ready._replace(method=twin(ready.method))
+    law = law_of(order)
+    cells = _counts(ready, samples, progress)
+    wrong = _counts(broken, min(samples, twin_samples), progress)
+    by_rule = [None, None]
+    if order not in DRAWN_ORDERS:
+        by_rule = [_distance(law, one) for one in (ready, broken)]
+    return _Case(
+        variation=by_rule[0],
+        p_value=sampled.chi_square(cells, law),
+        twin_variation=by_rule[1],
+        twin_p_value=sampled.chi_square(wrong, law),
+        samples=int(cells.sum()),
+    )
+
+
+def _setup(name: str, options: dict[str, Any]) -> sampled.Setup:
+    return sampled.setup(resolve.split(name, options)[1], toys.denoiser(), toys.model())
+
+
+def _counts(ready: sampled.Setup, samples: int, progress: Any) -> np.ndarray:
+    return sampled.counts(ready, samples, progress=progress).cells
+
+
+def _distance(law: np.ndarray, ready: sampled.Setup) -> float:
+    assert ready.method.commit is not None
+    found = filling.by_rule(_asked(), ready.method.commit.select, ready.weights)
+    return 0.5 * float(np.abs(found - law).sum())
+
+
+@functools.lru_cache
+def _asked() -> filling.Conditionals:
+    return filling.conditionals(
+        toys.denoiser(), sampled.PROMPT, sampled.NUM_NEW, sampled.TEMPERATURE
+    )
+
+
+@functools.lru_cache
+def law_of(order: str) -> np.ndarray:
+    """The exact joint law of the tokens that `sampled.counts` counts, one slot per step."""
+    return filling.one_by_one(_asked(), order)
+
+
+@functools.lru_cache(maxsize=256)
+def twin(method: Method) -> Method:
+    """The method with a rule that decides one more slot in every step, if there is one."""
+    assert method.commit is not None
+    return method._replace(commit=Commit(select=functools.partial(_one_more, method.commit.select)))
+
+
+def _one_more(select, weights, request, canvas, window, candidates):
+    decision = select(weights, request, canvas, window, candidates)
+    left = window.open & ~decision.commit
+    score = confidence.probability(candidates)
+    more = confidence.rank(score, left) == 0
+    return dataclasses.replace(decision, commit=decision.commit | (more & left))
+
+
+def _prove_texts(name: str) -> Found:
+    """Texts against those of the reference; the control is the reference at one step per block.
+
+    Blocks are short, so that there are several.
+    """
+    blocks = {"block_length": TEXT_NEW // 3} if "block_length" in _options(name) else {}
+    ours = Line(name, name, blocks)
+    theirs = reference(ours)
+    broken = theirs._replace(options=theirs.options | {"steps": 1})
+    laws = TEMPERATURES[:1] if "temperature" in METHODS[name].refuses else TEMPERATURES
+    differ, control = [], []
+    for temperature in laws:
+        wanted = _texts(theirs, temperature)
+        differ.append(_share(_texts(ours, temperature), wanted))
+        control.append(_share(_texts(broken, temperature), wanted))
+    return Found(max(differ), None, min(control), None, 0, 0.0, None)
+
+
+def _options(name: str) -> set[str]:
+    _, usual = resolve.split(name, {})
+    return {field.name for field in dataclasses.fields(usual.drafter)}
+
+
+def _texts(line: Line, temperature: float) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, toys.VOCAB - 1, 6).tolist() for _ in range(TEXTS)]
+    asked: dict[str, Any] = dict(max_new_tokens=TEXT_NEW, batch_size=TEXTS, temperature=temperature)
+    out = api.generate(toys.denoiser(), prompts, method=line.method, **asked, **line.options)
+    return out.tokens
+
+
+def _share(ours: list[list[int]], theirs: list[list[int]]) -> float:
+    return float(np.mean([a != b for a, b in zip(ours, theirs, strict=True)]))

@@ -1,0 +1,128 @@
+"""Models without a network that know the exact law of every slot of a list task.
+
+A list task's right answers are equally likely. Given the slots that are decided, the law of each
+open slot follows by counting the answers that agree with them; what is written here is that count
+in closed form. The loop takes an oracle as it takes any masked diffusion model, so what rules and
+schedules cost can be measured apart from what a network has learned.
+
+    lm = oracles.lists_model(6)
+    jd.generate(lm, [problem.prompt], method="llada", steps=3, max_new_tokens=6)
+
+Where the decided slots agree with no answer, the law keeps to what is left: unused items of a
+`shuffle`, the old item of a `replace`.
+
+Exactness: the marginals are exact; nothing is reused from step to step, so only reuse="none" runs.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdecode.api import LanguageModel
+from jaxdecode.core.masks import MaskProgram
+from jaxdecode.core.protocols import Target, TargetOutput
+from jaxdecode.errors import InputError
+from jaxdecode.evals import lists, toys
+from jaxdecode.models.config import Denoiser
+
+
+@functools.lru_cache
+def lists_model(size: int) -> LanguageModel:
+    """The oracle of all list tasks with lists of `size` items; a problem names its task."""
+    forward = functools.partial(_forward, functools.partial(list_laws, size))
+    built = toys.config(vocab_size=lists.VOCAB_SIZE, denoiser=Denoiser(mask_token=lists.MASK_TOKEN))
+    return _bundle(f"lists of {size}", built, forward)
+
+
+@functools.lru_cache
+def table_model(law: tuple[tuple[float, ...], ...]) -> LanguageModel:
+    """The oracle of a text of two tokens with this joint law, after a prompt of one token.
+
+    Its mask token is the one after the law's.
+    """
+    table = np.asarray(law)
+    size = len(table)
+    forward = functools.partial(_forward, functools.partial(_table_laws, law))
+    built = toys.config(vocab_size=size + 1, denoiser=Denoiser(mask_token=size))
+    return _bundle("table", built, forward)
+
+
+def _bundle(name: str, config: Any, forward: Any) -> LanguageModel:
+    float32 = jnp.dtype(jnp.float32)
+    return LanguageModel(
+        name=name,
+        config=config,
+        params={"layers": ()},  # what tells the cache its form
+        target=Target(forward=forward, logits=_logits),
+        tokenizer=None,
+        end_tokens=(),
+        dtype=float32,
+        kv_dtype=float32,
+    )
+
+
+def _logits(params: Any, hidden: Float[Array, "... V"]) -> Float[Array, "... V"]:
+    del params
+    return hidden
+
+
+def _forward(
+    laws: Any,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    program: MaskProgram,
+    cached: Any,
+    taps: tuple[str, ...] = (),
+    acts: Any = None,
+) -> TargetOutput:
+    """Scores in place of hidden states: they are what the head reads."""
+    del params, program, acts
+    if cached is not None or taps:
+        raise InputError("an oracle has no keys, values or layers; use reuse='none'.")
+    with_law = jax.vmap(laws)(tokens)
+    return TargetOutput(hidden=with_law, rows=((), ()), taps={})
+
+
+def list_laws(size: int, row: Int[Array, "T"]) -> Float[Array, "T V"]:
+    """Log-probabilities of every slot of a problem and its answer; zeros outside of the answer."""
+    first = size + 3
+    task, items, new = row[0] - lists.FIRST_TASK, row[1 : 1 + size], row[1 + size]
+    answer = jax.lax.dynamic_slice_in_dim(row, first, size)
+    open = answer == lists.MASK_TOKEN
+    fixed = jnp.stack([items, items[::-1], jnp.sort(items)])
+    known = jax.nn.one_hot(fixed[jnp.clip(task, 0, 2)], lists.VOCAB_SIZE)
+    law = jnp.where(task < 3, known, 0.0)
+    law = jnp.where(task == lists.TASKS.index("shuffle"), _unused(items, answer), law)
+    law = jnp.where(task == lists.TASKS.index("replace"), _mixed(items, new, answer, open), law)
+    return jnp.zeros((row.shape[0], lists.VOCAB_SIZE)).at[first : first + size].set(jnp.log(law))
+
+
+def _unused(items: Int[Array, "n"], answer: Int[Array, "n"]) -> Float[Array, "1 V"]:
+    """As likely each: the items that no slot has yet."""
+    given = jnp.zeros(lists.VOCAB_SIZE).at[items].set(1.0)
+    left = given.at[answer].set(0.0)
+    left = jnp.where(left.sum() > 0, left, given)
+    return (left / left.sum())[None]
+
+
+def _mixed(
+    items: Int[Array, "n"], new: Int[Array, ""], answer: Int[Array, "n"], open: Bool[Array, "n"]
+) -> Float[Array, "n V"]:
+    """The new item in one of the open slots, unless a decided one has it already."""
+    chance = jnp.where((answer == new).any(), 0.0, 1 / jnp.maximum(open.sum(), 1))
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=lists.VOCAB_SIZE)
+    return (1 - chance) * one_hot(items) + chance * one_hot(new)
+
+
+def _table_laws(law: tuple[tuple[float, ...], ...], row: Int[Array, "T"]) -> Float[Array, "T V"]:
+    joint = jnp.asarray(law)
+    size = len(law)
+    (a, b) = row[1], row[2]
+    second = jnp.where(a == size, joint.sum(0), joint[jnp.minimum(a, size - 1)])
+    first = jnp.where(b == size, joint.sum(1), joint[:, jnp.minimum(b, size - 1)])
+    found = jnp.pad(jnp.stack([first / first.sum(), second / second.sum()]), ((0, 0), (0, 1)))
+    return jnp.zeros((row.shape[0], size + 1)).at[1:3].set(jnp.log(found))
