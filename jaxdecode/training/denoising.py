@@ -33,13 +33,13 @@ def setting(model: Model, mask_token: int | None, shifted: bool, block: int) -> 
         InputError: the mask token is missing, or outside the vocabulary.
     """
     size, known = model.config.vocab_size, model.config.denoiser
-    if mask_token is None:
-        if known is None:
-            raise InputError(
-                "objective.mask_token is missing: the target has no mask token of its own; name an "
-                "id of its vocabulary that its texts do not use."
-            )
+    if mask_token is None and known is not None:
         mask_token = known.mask_token
+    if mask_token is None:
+        raise InputError(
+            "objective.mask_token is missing: the target has no mask token of its own; name an id "
+            "of its vocabulary that its texts do not use."
+        )
     if mask_token >= size:
         raise InputError(
             f"mask_token={mask_token} is outside the vocabulary of {size} tokens; name an id in it "
@@ -81,9 +81,7 @@ def learned(batch: Batch, shifted: bool) -> Float[Array, "B T"]:
     return batch.weight * (batch.positions > 0) if shifted else batch.weight
 
 
-def drawn(
-    key: Array, rate: Float[Array, "B T"], weight: Float[Array, "B T"]
-) -> Bool[Array, "B T"]:
+def drawn(key: Array, rate: Float[Array, "B T"], weight: Float[Array, "B T"]) -> Bool[Array, "B T"]:
     """Which tokens are masked: each by itself, at its rate, and only those that may be."""
     return (jax.random.uniform(key, rate.shape) < rate) & (weight > 0)
 
@@ -103,16 +101,16 @@ def program(batch: Batch) -> MaskProgram:
 def twice(batch: Batch, block: int, blocks: Int[Array, "B T"] | None = None) -> MaskProgram:
     """Noisy text, then the same text clean; noisy blocks see the clean ones before them."""
     num_rows, width = batch.tokens.shape
-    double = [
-        None if array is None else jnp.concatenate([array, array], axis=1)
-        for array in (batch.positions, batch.segments, blocks)
-    ]
+
+    def double(array: Array) -> Array:
+        return jnp.concatenate([array, array], axis=1)
+
     return MaskProgram(
         cached=jnp.zeros(num_rows, jnp.int32),
-        positions=double[0],
+        positions=double(batch.positions),
         num_new=jnp.full(num_rows, 2 * width, jnp.int32),
-        segments=double[1],
-        blocks=double[2],
+        segments=double(batch.segments),
+        blocks=None if blocks is None else double(blocks),
         rule="noisy_and_clean",
         block=block,
     )
@@ -198,9 +196,7 @@ def metrics(
     }
 
 
-def likelihood(
-    setting: Setting, params: Any, batch: Batch, key: Array
-) -> Float[Array, "B"]:
+def likelihood(setting: Setting, params: Any, batch: Batch, key: Array) -> Float[Array, "B"]:
     """One estimate of the bound on each row's negative log-likelihood, in nats (arXiv:2502.09992).
 
     k, uniform over 1 to the number L of learned tokens and spread over the rows, of them are

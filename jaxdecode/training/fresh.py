@@ -39,8 +39,9 @@ class Fresh:
         num_heads: query heads, and as many of keys and values.
         intermediate_size: width of the MLP; None takes 8/3 of hidden_size, in whole 32s.
         vocabulary: "text": the bytes that occur in data.train, an end of text and, if the model
-            fills, a mask token; "bytes": all 256 and these; a number: so many tokens, the last of
-            them the mask token if the model fills, and no tokenizer.
+            fills, a mask token (other bytes are left out where texts are encoded); "bytes": all
+            256 and these; a number: so many tokens, the last of them the mask token if the model
+            fills, and no tokenizer.
         max_length: context length in tokens.
         tied_embeddings: whether the output head is the embedding.
     """
@@ -158,8 +159,8 @@ def _bytes_of(config: TrainConfig) -> list[int]:
     path = config.data.train
     if not path.endswith(".txt"):
         raise InputError(
-            f"target.vocabulary='text' takes its tokens from a .txt file, and data.train is {path}; "
-            "use 'bytes' or a number of tokens."
+            f"target.vocabulary='text' takes its tokens from a .txt file, and data.train is "
+            f"{path}; use 'bytes' or a number of tokens."
         )
     try:
         return sorted(set(Path(path).expanduser().read_bytes()))

@@ -64,7 +64,8 @@ def of(kind: Kind, power: float = 2.0) -> Schedule:
         "linear": Schedule(lambda t: 1 - t, lambda t: -jnp.ones_like(t)),
         "polynomial": Schedule(lambda t: 1 - t**power, lambda t: -power * t ** (power - 1)),
         "cosine": Schedule(
-            lambda t: 1 - jnp.cos(quarter * (1 - t)), lambda t: -quarter * jnp.sin(quarter * (1 - t))
+            lambda t: 1 - jnp.cos(quarter * (1 - t)),
+            lambda t: -quarter * jnp.sin(quarter * (1 - t)),
         ),
         "loglinear": Schedule(
             lambda t: 1 - (1 - _LEFT) * t, lambda t: -(1 - _LEFT) * jnp.ones_like(t)

@@ -84,9 +84,7 @@ def read_texts(
     return texts
 
 
-def _of_file(
-    name: str, option: str, tokenizer: Tokenizer | None, width: int | None
-) -> list[Text]:
+def _of_file(name: str, option: str, tokenizer: Tokenizer | None, width: int | None) -> list[Text]:
     if tokenizer is None:
         raise InputError(f"{option} {name}: text needs a tokenizer, and the target has none.")
     try:

@@ -73,8 +73,8 @@ def make(config: Config, models: Models) -> Objective:
         total, found = jnp.zeros(()), {}
         for name, masked in (("", first), (".second", ~first & learns)):
             hidden = denoising.states(asked, params, batch, masked | behind)
-            out = denoising.read(asked, params, hidden, batch.tokens, config.temperature)
-            error, entropy = certainty(*out, masked)
+            parts = denoising.read(asked, params, hidden, batch.tokens, config.temperature)
+            error, entropy = certainty(parts, masked)
             total += error + config.force * entropy
             found |= {f"error{name}": error, f"entropy{name}": entropy}
         return total, found
@@ -109,10 +109,14 @@ def _begins(group: Array) -> Bool[Array, "B T"]:
     return jnp.diff(group, axis=1, prepend=-1) != 0
 
 
-def certainty(
-    errors: Array, hits: Array, entropies: Array, masked: Array
-) -> tuple[Array, Array]:
-    """Mean error of masked tokens, and mean entropy of those whose likeliest token is right."""
+def certainty(parts: tuple[Array, ...], masked: Array) -> tuple[Array, Array]:
+    """Mean error of masked tokens, and mean entropy of those whose likeliest token is right.
+
+    Args:
+        parts: errors, whether they are right, and entropies, as `denoising.read` gives them.
+        masked: tokens that are learned.
+    """
+    errors, hits, entropies = parts
     right = jax.lax.stop_gradient(hits & masked).astype(jnp.float32)
     return (
         losses.weighted_mean(errors, masked.astype(jnp.float32)),

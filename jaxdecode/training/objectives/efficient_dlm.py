@@ -52,7 +52,9 @@ class Config:
         checks.integer("block", self.block, low=1)
         checks.number("slant", self.slant, "at least 0", lambda x: x >= 0)
         if self.weighting not in ("plain", "inverse"):
-            raise InputError(f"weighting={self.weighting!r} is not known; use 'plain' or 'inverse'.")
+            raise InputError(
+                f"weighting={self.weighting!r} is not known; use 'plain' or 'inverse'."
+            )
 
 
 def make(config: Config, models: Models) -> Objective:

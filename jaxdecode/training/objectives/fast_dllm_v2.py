@@ -7,8 +7,8 @@ per pair. Loss: the mean cross-entropy over all of them, without a weight of tim
 scored by the state of the place before it, so that the weights keep their meaning.
 
 Differs from the paper: the first token of a block is scored by the last state of the clean block
-before it, as it is in decoding; blocks are counted from the beginning of a text, and packed texts do
-not see each other, so none is padded to whole blocks. The first token of a text is not learned.
+before it, as in decoding; blocks are counted from the beginning of a text, and packed texts do not
+see each other, so none is padded to whole blocks. The first token of a text is not learned.
 """
 
 import dataclasses

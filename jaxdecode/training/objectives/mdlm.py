@@ -1,9 +1,9 @@
 """The target learns to fill masked tokens, from all others at once.
 
 Every text has a time t, spread evenly over the rows of a batch; at t a token is masked with
-probability 1 - alpha(t), by itself. Loss: weight(t) times the cross-entropy of the masked tokens, at
-their own places, summed and divided by the number of tokens that count; this bounds the negative
-log-likelihood per token (`training/schedules.py` has both weights). Which paper's it is:
+probability 1 - alpha(t), by itself. Loss: weight(t) times the cross-entropy of the masked tokens,
+summed and divided by the number of tokens that count; this bounds the negative log-likelihood per
+token (`training/schedules.py` has both weights). Which paper's it is:
 
     MDLM  schedule="loglinear"                      arXiv:2406.07524 equation 10
     MD4   any schedule; `num_steps` of its time     arXiv:2406.04329 equations 4 and 6
@@ -90,7 +90,7 @@ def make(config: Config, models: Models) -> Objective:
 
 
 def objective(config: Config, asked: denoising.Setting) -> Objective:
-    """The objective for a model that is asked in one way or another; blocks have their own times."""
+    """The objective for a model asked in one way or another; blocks have their own times."""
     schedule = schedules.of(config.schedule, config.power)
 
     def bound(params, batch, key, times):

@@ -1,6 +1,6 @@
 """The target learns the next token: plain training of a language model.
 
-Loss: the mean cross-entropy on the next token, over tokens that count; after a prompt, the answer's.
+Loss: the mean cross-entropy on the next token, over tokens that count: not a prompt's.
 """
 
 import dataclasses
