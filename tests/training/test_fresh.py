@@ -31,6 +31,7 @@ def text(tmp_path):
     return str(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*are also trained on")
 @pytest.mark.parametrize("name", ["mdlm_shakespeare", "bd3_shakespeare", "ar_shakespeare"])
 def test_a_model_of_characters(name, text, tmp_path):
     changes = [*SMALL, f"data.train={text}", f"data.held_out={text}"]

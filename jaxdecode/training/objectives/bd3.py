@@ -3,9 +3,9 @@
 Loss: that of `mdlm`, where every block of a text has its own time (arXiv:2503.09573). All blocks
 are computed in one pass over the text with noise, followed by the text as it is (`core/masks.py`,
 rule "noisy_and_clean"): b n + n^2 of the 4 n^2 pairs of places see each other. With `times`
-narrower than from 0 to 1, rates of masking are those whose gradients vary less; held-out texts are measured
-over all times. With block=1, `shifted` and all of it masked the loss is the negative log-likelihood
-of autoregressive weights.
+narrower than from 0 to 1, rates of masking are those whose gradients vary less; held-out texts are
+measured over all times. With block=1, `shifted` and all of it masked the loss is the negative
+log-likelihood of autoregressive weights.
 
 Differs from the paper: the range of times is set by hand, not searched for while training.
 """
