@@ -83,11 +83,12 @@ class Train:
         return {"SIGTERM": TERMINATED, "SIGINT": INTERRUPTED}.get(made.stopped, 0)
 
     def _report(self, config: "TrainConfig", made: "Run") -> None:
+        by_loss = config.line.measure == "loss"
         if self.json:
             content = {
                 "stopped": made.stopped,
                 "checkpoint": str(made.checkpoint),
-                "acceptance_length": made.best,
+                ("held_out_loss" if by_loss else "acceptance_length"): made.best,
                 "baseline": config.measure.baseline,
                 "baseline_length": made.baseline,
                 "metrics": str(made.folder / "metrics.jsonl"),
@@ -97,7 +98,9 @@ class Train:
         if made.stopped.startswith("SIG"):
             note(f"stopped by {made.stopped}; the same command with --resume goes on")
             return
-        if made.best is not None:
+        if made.best is not None and by_loss:
+            note(f"loss on held-out texts: {made.best:.4f} per token")
+        elif made.best is not None:
             note(
                 f"{config.line.method}: {made.best:.2f} tokens per step on held-out prompts; "
                 f"{config.measure.baseline} without training: {made.baseline:.2f}"
@@ -125,7 +128,8 @@ def _plain_warnings() -> Iterator[None]:
 def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A bar of steps with loss and acceptance; without one, a line for every measurement."""
     if not shown:
-        yield lambda line: note(_measured(line)) if "acceptance_length" in line else None
+        measured = ("acceptance_length", "held_out_loss")
+        yield lambda line: note(_measured(line)) if any(x in line for x in measured) else None
         return
     from rich.console import Console
     from rich.progress import (
@@ -162,13 +166,17 @@ def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, 
             if "loss" in line:
                 seen["loss"] = f"loss {line['loss']:.3f}"
             if "acceptance_length" in line:
-                seen["length"] = f"{line['acceptance_length']:.2f} tokens per step"
+                seen["measured"] = f"{line['acceptance_length']:.2f} tokens per step"
+            if "held_out_loss" in line:
+                seen["measured"] = f"held-out {line['held_out_loss']:.3f}"
             bar.update(task, completed=line["step"], seen=", ".join(seen.values()))
 
         yield watch
 
 
 def _measured(line: Mapping[str, Any]) -> str:
+    if "held_out_loss" in line:
+        return f"step {line['step']}: loss {line['held_out_loss']:.4f} on held-out texts"
     text = f"step {line['step']}: {line['acceptance_length']:.3f} tokens per step"
     if line.get("differing"):
         text += f", {line['differing']} prompts differ from plain decoding"

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 
 from jaxdecode.core.types import Window, pytree, static
 
-Rule = Literal["causal", "bidirectional", "block_causal", "tree"]
+Rule = Literal["causal", "bidirectional", "block_causal", "tree", "noisy_and_clean"]
 
 
 @pytree
@@ -27,7 +27,10 @@ class MaskProgram:
         ancestors: "tree" only; word [w, c] holds, as bits, which of rows 32w..32w+31 see row c
             (packed along the query axis, so that a kernel expands it without a lane gather).
         rule: how new rows see each other. "block_causal" sees its own and earlier blocks.
-        block: size of a block in positions; "block_causal" only.
+            "noisy_and_clean" is for training: the second half of the rows is a text, which is
+            block-causal; the first half, at the same positions, is the text with noise, where a
+            block sees itself and the earlier blocks of the second half.
+        block: size of a block in positions; the two rules with blocks only.
         plan: the program in the form that an attention kernel reads; None where none runs.
         segments: which of several packed texts each new row belongs to; rows see their own text
             only. None where a row of the batch is one text. Kernels refuse it.
@@ -35,6 +38,8 @@ class MaskProgram:
             rows stand for them. None: none. Kernels refuse it.
         scattered: nobody sees the cache slots of the new rows' positions, wherever they are, since
             the rows stand for them. Kernels refuse it.
+        blocks: the block of each new row, ascending along its text, where blocks are not all
+            `block` positions long; the two rules with blocks only. Kernels refuse it.
     """
 
     cached: Int[Array, "B"]
@@ -47,6 +52,7 @@ class MaskProgram:
     segments: Int[Array, "B T"] | None = None
     replaced: Int[Array, "B 2"] | None = None
     scattered: bool = static(default=False)
+    blocks: Int[Array, "B T"] | None = None
 
 
 def dense(
@@ -89,8 +95,8 @@ def _new_rule(
         return unpack_ancestors(program.ancestors)
     if program.rule == "bidirectional":
         return jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
-    if program.rule == "block_causal":
-        return key // program.block <= query // program.block
+    if program.rule in ("block_causal", "noisy_and_clean"):
+        return _blocks_rule(program)
     return key <= query
 
 
@@ -103,6 +109,18 @@ def _stood_for(program: MaskProgram, num_slots: int) -> Bool[Array, "B S"]:
         return jnp.zeros(num_slots, bool).at[slot].set(True, mode="drop")
 
     return jax.vmap(mark)(program.positions, program.num_new)
+
+
+def _blocks_rule(program: MaskProgram) -> Bool[Array, "B T T"]:
+    blocks = program.positions // program.block if program.blocks is None else program.blocks
+    query, key = blocks[:, :, None], blocks[:, None, :]
+    if program.rule == "block_causal":
+        return key <= query
+    num_rows = blocks.shape[1]
+    clean = jnp.arange(num_rows) >= num_rows // 2
+    reads, read = clean[:, None], clean[None, :]
+    within = (query == key) & (reads == read)
+    return within | (read & (key < query))
 
 
 def pack_ancestors(sees: Bool[Array, "B T T"]) -> UInt32[Array, "B W T"]:

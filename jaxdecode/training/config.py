@@ -128,7 +128,8 @@ class TrainConfig:
 
     Attributes:
         recipe: what is trained (`training/recipes.py`).
-        target: model that is decoded later: short name, path or `hf:org/name`.
+        target: model that is decoded later: short name, path or `hf:org/name`; or sizes of a new
+            one (`training/fresh.py`), for recipes that train the target.
         data: texts (`training/data.py`).
         batch_size: rows of a step, of all processes together.
         steps: of the whole run.
@@ -150,7 +151,7 @@ class TrainConfig:
     """
 
     recipe: str
-    target: str
+    target: str | dict[str, Any]
     data: Data
     batch_size: int
     steps: int
@@ -187,6 +188,10 @@ class TrainConfig:
             what = "needs a draft model" if self.line.draft else "trains no draft model"
             fix = "set draft" if self.line.draft else "leave draft out"
             raise InputError(f"recipe {self.recipe!r} {what}; {fix}.")
+        if isinstance(self.target, dict) and (self.line.draft or self.line.heads):
+            raise InputError(
+                f"recipe {self.recipe!r} trains for a model that is there; name it in target."
+            )
 
     @property
     def line(self) -> Recipe:

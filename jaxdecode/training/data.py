@@ -31,8 +31,9 @@ class Data:
     """Settings.
 
     Attributes:
-        train: JSONL file of texts to train on (`training/texts.py` says what a line may be).
-        held_out: JSONL file of texts whose prompts measure acceptance; None for no measurement.
+        train: JSONL file of texts to train on (`training/texts.py` says what a line may be); or a
+            .txt file, which is cut into rows.
+        held_out: likewise, of texts that what is trained is measured on; None for no measurement.
         max_length: tokens of a row; longer texts are cut.
         pack: several texts may share a row.
     """
@@ -140,6 +141,7 @@ def open_data(
     checks.integer("seed", seed, low=0, high=2**32 - 1)
     checks.integer("process_index", process_index, low=0, high=num_processes - 1)
     source: dict[str, Any] = {"tokenizer": tokenizer, "vocab_size": vocab_size}
+    source["width"] = config.max_length
     found = read_texts(config.train, option="data.train", **source)
     cut = [text._replace(**_first(text, config.max_length)) for text in found]
     kept = [text for text in cut if text.counts.any()]

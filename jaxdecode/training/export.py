@@ -57,9 +57,13 @@ def save(setup: Setup, moving: Flat, folder: Path, target: str, notes: dict[str,
         known = head_files.target_of(setup.lm.config, name_of(setup.lm))
         heads = Heads(spec=setup.spec, params=made.heads, target=known, notes=notes)
         head_files.save_heads(heads, folder / HEADS_FOLDER, overwrite=True)
-    for lm, params in ((setup.lm, made.target), (setup.draft, made.draft)):
-        if lm is not None and params is not None:
-            arrays = {k: np.asarray(v) for k, v in decoder.flatten(params).items()}
+    for lm, changed in ((setup.lm, made.target), (setup.draft, made.draft)):
+        if lm is not None and changed is not None:
+            arrays = {k: np.asarray(v) for k, v in decoder.flatten(changed).items()}
+            if made.denoiser is not None:
+                lm = dataclasses.replace(
+                    lm, config=dataclasses.replace(lm.config, denoiser=made.denoiser)
+                )
             like = open_source(download.resolve(target, progress=False))
             pipeline.save_model(folder / MODEL, lm.config, arrays, like)
 
@@ -69,9 +73,13 @@ def name_of(lm: LanguageModel) -> str:
     return Path(lm.name).name if Path(lm.name).expanduser().exists() else lm.name
 
 
+def params(setup: Setup, moving: Flat) -> Any:
+    """Everything the objective computes with: what moves and what does not."""
+    return head_files.nested({**setup.parts.held, **moving})
+
+
 def _export(setup: Setup, flat: Flat) -> Export:
-    params = head_files.nested({**setup.parts.held, **flat})
-    return setup.objective.export(params, setup.lm.params)
+    return setup.objective.export(params(setup, flat), setup.lm.params)
 
 
 def _with(lm: LanguageModel, params: Any) -> LanguageModel:

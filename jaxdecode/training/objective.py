@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.types import pytree
+from jaxdecode.models.config import Denoiser
 
 
 @pytree
@@ -52,11 +53,13 @@ class Export(NamedTuple):
         heads: parameters of the heads; None if the objective has none.
         target: the changed target's parameters; None if it is as it was.
         draft: the trained draft model's parameters; None if there is none.
+        denoiser: how the changed target fills undecided slots; None if it does not.
     """
 
     heads: Any = None
     target: Any = None
     draft: Any = None
+    denoiser: Denoiser | None = None
 
 
 class Objective(NamedTuple):
@@ -68,11 +71,13 @@ class Objective(NamedTuple):
             over the tokens that count, so that batches weigh alike. Differentiable in `params`;
             nothing flows into the target's parameters.
     export: (params, target params) -> Export
+    judge:  as `loss`, where held-out texts are measured by something else than what is minimised
     """
 
     init: Callable[..., Start]
     loss: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
     export: Callable[..., Export]
+    judge: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]] | None = None
 
 
 def heads_only(params: Any, target: Any) -> Export:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Recipe(NamedTuple):
@@ -16,6 +16,8 @@ class Recipe(NamedTuple):
         heads: kind of heads that are trained: a file in `heads/`; None if there are none.
         draft: a draft model is trained; with neither heads nor a draft model it is the target.
         options: settings of the objective that this recipe fixes differently from its defaults.
+        measure: what held-out texts tell of the result: "acceptance" of the method's drafts, or
+            the "loss".
     """
 
     objective: str
@@ -25,6 +27,7 @@ class Recipe(NamedTuple):
     heads: str | None = None
     draft: bool = False
     options: Mapping[str, Any] = MappingProxyType({})
+    measure: Literal["acceptance", "loss"] = "acceptance"
 
 
 RECIPES = {
@@ -198,5 +201,47 @@ RECIPES = {
         method="eagle3",
         source="arXiv:2503.01840",
         summary="a layer on three depths of the target, trained on its own outputs",
+    ),
+    "next_token": Recipe(
+        objective="next_token",
+        method="ar",
+        source="",
+        summary="the target itself, by the next token",
+        measure="loss",
+    ),
+    "mdlm": Recipe(
+        objective="mdlm",
+        method="llada",
+        source="arXiv:2406.07524",
+        summary="the target fills masked tokens, from all others; also LLaDA's losses and MD4's",
+        measure="loss",
+    ),
+    "bd3": Recipe(
+        objective="bd3",
+        method="llada",
+        source="arXiv:2503.09573",
+        summary="the target fills masked tokens of a block, from the blocks before it",
+        measure="loss",
+    ),
+    "fast_dllm_v2": Recipe(
+        objective="fast_dllm_v2",
+        method="llada",
+        source="arXiv:2509.26328",
+        summary="as bd3, from autoregressive weights, whose scores stay one place ahead",
+        measure="loss",
+    ),
+    "efficient_dlm": Recipe(
+        objective="efficient_dlm",
+        method="llada",
+        source="arXiv:2512.14067",
+        summary="as bd3, from autoregressive weights; late tokens of a block are masked more",
+        measure="loss",
+    ),
+    "dparallel": Recipe(
+        objective="dparallel",
+        method="llada",
+        source="arXiv:2509.26488",
+        summary="a model that fills masked tokens gets surer of those it has right",
+        measure="loss",
     ),
 }

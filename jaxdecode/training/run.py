@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxdecode.errors import InputError, JaxdecodeError
-from jaxdecode.training import acceptance, export, metrics, setup, step
+from jaxdecode.training import acceptance, export, fresh, held_out, metrics, setup, step
 from jaxdecode.training import config as configs
 from jaxdecode.training import folder as folders
 from jaxdecode.training.checkpoints import Checkpoints
@@ -35,7 +35,8 @@ class Run:
         checkpoint: what decoding takes: `heads=` or a model for `load`.
         metrics: lines of `metrics.jsonl`.
         stopped: why it ended: "finished", "early" (no better acceptance), or the signal's name.
-        best: greatest acceptance length that was measured; None if none was.
+        best: greatest acceptance length that was measured, or smallest loss on held-out texts if
+            the recipe is measured by that; None if nothing was.
         baseline: that of the method without training; None if nothing was measured.
     """
 
@@ -89,11 +90,12 @@ def train(
     """
     read, place = _read(config, overrides), _folder(config, out)
     folders.check(place, read, resume=resume, overwrite=overwrite)
-    built = setup.build(read, progress=progress, accept_terms=accept_terms)
-    # Only now: a setting that cannot be used leaves no folder behind.
-    folders.prepare(place, read, resume=resume)
-    with folders.claim(place), _stop_flag() as stop:
-        return _Trainer(read, place, built, watch or (lambda line: None)).run(stop)
+    with fresh.opened(read) as real:
+        built = setup.build(real, progress=progress, accept_terms=accept_terms)
+        # Only now: a setting that cannot be used leaves no folder behind.
+        folders.prepare(place, read, resume=resume)
+        with folders.claim(place), _stop_flag() as stop:
+            return _Trainer(real, place, built, watch or (lambda line: None)).run(stop)
 
 
 def _read(config: Any, overrides: Sequence[str]) -> TrainConfig:
@@ -128,9 +130,15 @@ class _Trainer:
         self.schedule = step.schedule_of(config.optimizer, config.steps)
         # Metrics of steps since the last line.
         self.pending: list[dict[str, Any]] = []
-        self.exam = acceptance.Exam(
-            built.lm, [text.prompt for text in built.loader.held_out], config.measure
-        )
+        texts = built.loader.held_out
+        self.by_loss = config.line.measure == "loss"
+        if self.by_loss:
+            judge = built.objective.judge or built.objective.loss
+            rows = config.batch_size // config.micro_batches
+            kept = texts[: config.measure.num_prompts]
+            self.losses = held_out.LossExam(judge, kept, rows, config.data.max_length)
+            texts = ()
+        self.exam = acceptance.Exam(built.lm, [text.prompt for text in texts], config.measure)
         self.checkpoints = Checkpoints(folder / folders.STEPS, keep=config.checkpoint.keep)
 
     def run(self, stop: "_Stop") -> Run:
@@ -189,8 +197,7 @@ class _Trainer:
                 self._log(done, since)
                 since = time.perf_counter()
             due = done == config.steps or (every and done % every == 0)
-            measured = self.exam.prompts and due
-            if measured:
+            if due and self._is_measured():
                 self._measure(done, state)
                 since = time.perf_counter()
             stopped, last = stop.reached(done), done == config.steps or self._stagnates()
@@ -235,7 +242,22 @@ class _Trainer:
             f"optimizer.warmup_steps.{where}"
         )
 
+    def _is_measured(self) -> bool:
+        return bool(self.losses.texts if self.by_loss else self.exam.prompts)
+
+    def _measure_loss(self, done: int, state: step.State) -> None:
+        params = export.params(self.built, state.params)
+        loss = self.losses.measure(params, self.built.lm.params)
+        self.seen.since += 1
+        if self.seen.best is None or loss < self.seen.best:
+            self.seen.best, self.seen.since = loss, 0
+            self._export(done, state)
+        self._write({"step": done, "held_out_loss": loss})
+
     def _measure(self, done: int, state: step.State) -> None:
+        if self.by_loss:
+            self._measure_loss(done, state)
+            return
         config, method = self.config.measure, self.config.line.method
         candidate = export.candidate(self.built, state.params)
         line: dict[str, Any] = {"step": done}
@@ -259,8 +281,9 @@ class _Trainer:
 
     def _finish(self, state: step.State) -> None:
         """The result, and what is to be said about it."""
-        if not self.exam.prompts:
+        if not self._is_measured():
             self._export(int(state.step), state)
+        if not self.exam.prompts:
             return
         best, baseline = self.seen.best, self.seen.baseline
         assert best is not None and baseline is not None
@@ -274,7 +297,7 @@ class _Trainer:
 
     def _export(self, done: int, state: step.State) -> None:
         notes = {"recipe": self.config.recipe, "step": done, "acceptance_length": self.seen.best}
-        export.save(self.built, state.params, self.folder, self.config.target, notes)
+        export.save(self.built, state.params, self.folder, str(self.config.target), notes)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         for writer in self.writers:

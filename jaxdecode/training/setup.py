@@ -73,6 +73,7 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
         spec = HeadSpec(line.heads, head_files.shape_of(line.heads, config.shape))
     elif config.shape:
         raise InputError(f"recipe {config.recipe!r} trains no heads; leave shape out.")
+    assert isinstance(config.target, str)  # a new one is made by now (fresh.opened)
     mesh = None if config.mesh is None else meshes.make(config.mesh)
     trains_target = line.heads is None and not line.draft
     lm = language_model.load(
@@ -208,7 +209,7 @@ def _check_mesh(config: TrainConfig, lm: LanguageModel) -> None:
             f"batch_size={config.batch_size} cannot be split over data={lm.mesh.shape['data']} "
             f"in micro_batches={config.micro_batches}; take a multiple of {wanted}."
         )
-    stored = open_source(download.resolve(config.target, progress=False)).config
+    stored = open_source(download.resolve(str(config.target), progress=False)).config
     if stored.num_kv_heads != lm.config.num_kv_heads:
         raise InputError(
             f"mesh {config.mesh!r} repeats the target's {stored.num_kv_heads} KV heads, and what "

@@ -14,6 +14,7 @@ without what the template writes behind that.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,19 +52,27 @@ class Text(NamedTuple):
 
 
 def read_texts(
-    name: str, *, option: str, tokenizer: Tokenizer | None, vocab_size: int | None = None
+    name: str,
+    *,
+    option: str,
+    tokenizer: Tokenizer | None,
+    vocab_size: int | None = None,
+    width: int | None = None,
 ) -> list[Text]:
-    """The texts of a JSONL file.
+    """The texts of a JSONL file; or a .txt file as one text, or as texts of `width` tokens.
 
     Args:
         name: path of the file.
         option: what errors call it.
         tokenizer: the target's; None allows only lines with tokens.
         vocab_size: the target's; token ids are checked against it.
+        width: tokens of the texts that a .txt file is cut into; None does not cut it.
 
     Raises:
         InputError: naming file and line of the first line that cannot be used.
     """
+    if name.endswith(".txt"):
+        return _of_file(name, option, tokenizer, width)
     texts = []
     for where, content in jsonl.read(name, option=option, wanted=_WANTED):
         try:
@@ -73,6 +82,22 @@ def read_texts(
     if not texts:
         raise InputError(f"{option} {name}: there are no texts; give one JSON object per line.")
     return texts
+
+
+def _of_file(name: str, option: str, tokenizer: Tokenizer | None, width: int | None) -> list[Text]:
+    if tokenizer is None:
+        raise InputError(f"{option} {name}: text needs a tokenizer, and the target has none.")
+    try:
+        content = Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{option} {name}: cannot be read as UTF-8 text ({error}).") from error
+    tokens = tokenizer.encode(content, add_special=False)
+    if len(tokens) < 2:
+        raise InputError(f"{option} {name}: there is no text.")
+    size = width or len(tokens)
+    parts = [tokens[i : i + size] for i in range(0, len(tokens), size)]
+    # A token alone teaches nothing.
+    return [_text(part, [(0, len(part))]) for part in parts if len(part) > 1]
 
 
 def _texts(

@@ -175,3 +175,19 @@ def test_what_a_target_cannot_read_is_said(texts):
     odd = tokenizer("{{ messages|length }}{{ messages[0].content }}")
     with pytest.raises(InputError, match="does not write messages"):
         texts({"messages": LONG[:3]}, tokenizer=odd)
+
+
+def test_plain_text_is_cut_into_rows(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("hello there", encoding="utf-8")
+    (whole,) = read_texts(str(path), option="data.train", tokenizer=tokenizer())
+    parts = read_texts(str(path), option="data.train", tokenizer=tokenizer(), width=3)
+    assert (
+        sum((part.tokens.tolist() for part in parts), [])
+        == whole.tokens.tolist()[: sum(len(part.tokens) for part in parts)]
+    )
+    assert all(len(part.tokens) == 3 and part.counts.all() for part in parts[:-1])
+    with pytest.raises(InputError, match="needs a tokenizer"):
+        read_texts(str(path), option="data.train", tokenizer=None)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_texts(str(tmp_path / "no.txt"), option="data.train", tokenizer=tokenizer())
