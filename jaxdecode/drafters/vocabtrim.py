@@ -53,7 +53,8 @@ def make(config: Config, models: Models) -> Drafter:
     model, num_target = models.draft.config, models.target.config.vocab_size
     for token in config.calibration:
         checks.integer("calibration token id", token, low=0, high=model.vocab_size - 1)
-    kept = most_frequent(config.calibration, config.keep, model.vocab_size)
+    text = np.asarray(config.calibration, np.int64)
+    kept = most_frequent(np.bincount(text, minlength=model.vocab_size), config.keep)
 
     def prepare(weights: Weights) -> Weights:
         return weights._replace(drafter=_trim(weights.drafter, kept, num_target))
@@ -61,9 +62,8 @@ def make(config: Config, models: Models) -> Drafter:
     return draft_model.make(_inner(config), models)._replace(prepare=prepare)
 
 
-def most_frequent(text: tuple[int, ...], keep: int, size: int) -> np.ndarray:
-    """The ids to keep, in rising order: those of the text by frequency, then the lowest."""
-    counts = np.bincount(np.asarray(text, np.int64), minlength=size)
+def most_frequent(counts: np.ndarray, keep: int) -> np.ndarray:
+    """The ids to keep, in rising order: by how often each was counted, of equals the lowest."""
     return np.sort(np.argsort(-counts, kind="stable")[:keep])
 
 

@@ -7,6 +7,7 @@ vocabulary; a drafter that cannot say a rare token is only slower.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,11 @@ class Parts(NamedTuple):
 
     def features(self, params: Any, output: TargetOutput) -> Float[Array, "B T D"]:
         """The three depths as one state."""
-        seen = jnp.concatenate([output.taps[name] for name in self.taps], axis=-1)
+        return self.fused(params, output.taps)
+
+    def fused(self, params: Any, taps: Mapping[str, Array]) -> Float[Array, "B T D"]:
+        """As `features`, of hidden states by name."""
+        seen = jnp.concatenate([taps[name] for name in self.taps], axis=-1)
         return ops.linear(seen, params["fuse"]["kernel"].astype(seen.dtype), seen.dtype)
 
     def enter(
@@ -110,12 +115,12 @@ def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str
     """Parameters before training.
 
     The layer is a copy of the target's last one that reads the states, the head a part of its
-    head. Columns are the first tokens of the vocabulary: of merges the commonest come first.
+    head. Columns are the first tokens of the vocabulary: of merges the commonest come first. Who
+    knows more of the texts to come takes others (`columns`).
     """
     width, last = config.hidden_size, eagle.last_layer(target)
     keys = jax.random.split(key, 2)
     num_taps = len(layers_of(shape, config.num_layers))
-    table = target["embed"]["embedding"] if config.tied_embeddings else target["head"]["kernel"]
     size = min(shape.draft_vocab or config.vocab_size, config.vocab_size)
     attn = shape.attention(config, last["attn"])
     qkv = attn["qkv"]["kernel"]
@@ -132,8 +137,13 @@ def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str
         "mlp_norm": last["mlp_norm"],
         "mlp": last["mlp"],
         "norm": {"scale": target["final_norm"]["scale"].astype(jnp.float32)},
-        "head": {"kernel": table[:size].astype(jnp.float32)},
     }
-    if shape.draft_vocab is not None:
-        params["tokens"] = jnp.arange(size, dtype=jnp.int32)
-    return params
+    chosen = columns(config, target, jnp.arange(size))
+    return params | (chosen if shape.draft_vocab is not None else {"head": chosen["head"]})
+
+
+def columns(config: ModelConfig, target: Any, tokens: Int[Array, "v"]) -> dict[str, Any]:
+    """The parameters of a draft vocabulary before training: its tokens, and the target's rows."""
+    table = target["embed"]["embedding"] if config.tied_embeddings else target["head"]["kernel"]
+    kernel = table[tokens].astype(jnp.float32)
+    return {"head": {"kernel": kernel}, "tokens": tokens.astype(jnp.int32)}

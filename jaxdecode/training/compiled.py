@@ -59,11 +59,17 @@ def compile_step(
             moving[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
         else:
             held[name] = leaf
-    optimizer = step.optimizer_of(Optimizer(), 1000)
+    num_steps = 1000
+    optimizer = step.optimizer_of(Optimizer(), num_steps)
     state = jax.eval_shape(lambda moving: step.begin(step.Parts(moving, {}), optimizer), moving)
     where = rules.trained(state, made.mesh)
     run = step.make(
-        objective, optimizer, dtype=made.dtype, micro_batches=micro_batches, mesh=made.mesh
+        objective,
+        optimizer,
+        dtype=made.dtype,
+        num_steps=num_steps,
+        micro_batches=micro_batches,
+        mesh=made.mesh,
     )
     rows: dict[str, Any] = {
         name: jax.ShapeDtypeStruct(
@@ -86,7 +92,7 @@ def _first(objective: Objective, key: Any, params: Any) -> Start:
     found = []
 
     def begin(key, params):
-        found.append(objective.init(key, Weights(params)))
+        found.append(objective.init(key, Weights(params), None))
         return found[0].params
 
     shapes = jax.eval_shape(begin, key, params)

@@ -144,6 +144,8 @@ class TrainConfig:
         dtype: of the computation; parameters that are trained are float32 always. "auto" is
             float32 on CPU, else bfloat16.
         remat: compute activations of the target's layers again in the backward pass.
+        cache: compute what is read of a frozen target once for each text, before the first step,
+            and keep it in memory; worth it where texts are seen several times.
         mesh: devices to split over, such as "data=4,model=2"; None is one device.
         checkpoint: places to resume from.
         measure: acceptance.
@@ -163,6 +165,7 @@ class TrainConfig:
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: bool = False
+    cache: bool = False
     mesh: str | None = None
     checkpoint: Saving = Saving()
     measure: Measuring = Measuring()

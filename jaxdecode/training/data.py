@@ -13,16 +13,17 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from jaxdecode import checks
 from jaxdecode.convert.tokenizer import Tokenizer
 from jaxdecode.errors import InputError
-from jaxdecode.training.objective import Batch
+from jaxdecode.training.objective import Batch, Texts
 from jaxdecode.training.texts import Text, read_texts
 
 
@@ -80,6 +81,7 @@ class Loader:
     def __init__(self, batches: "_Batches", counts: Counts, held_out: Sequence[Text]):
         self.counts = counts
         self.held_out = held_out
+        self._batches = batches
         self._iterator = iter(batches)
         self._digest = batches.digest()
 
@@ -88,6 +90,45 @@ class Loader:
 
     def __next__(self) -> Batch:
         return next(self._iterator)
+
+    def learn(self, features: Callable[[Batch], Any]) -> None:
+        """Computes features of all texts once; the batches from here on bring them along.
+
+        Args:
+            features: of a batch, a tree of `[B, T, ...]` arrays.
+        """
+        here = self._batches
+        texts, width = list(here.texts), here.config.max_length
+        for part in self._parts():
+            rows = [[texts[i] for i in row] for row in part]
+            found = jax.tree.map(np.asarray, features(to_batch(rows, width)))
+            for b, row in enumerate(part):
+                start = 0
+                for i in row:
+                    place = slice(start, start + len(texts[i].tokens))
+                    own = jax.tree.map(lambda x, b=b, place=place: x[b, place].copy(), found)
+                    texts[i] = texts[i]._replace(features=own)
+                    start = place.stop
+        here.texts = texts
+
+    def texts(self, vocab_size: int) -> Texts:
+        """All that is trained on, by any process."""
+        here = self._batches
+        learned = np.concatenate([text.tokens[text.counts] for text in here.texts])
+        return Texts(np.bincount(learned, minlength=vocab_size), self._once)
+
+    def _once(self) -> Iterator[Batch]:
+        here = self._batches
+        for part in self._parts():
+            yield to_batch([[here.texts[i] for i in row] for row in part], here.config.max_length)
+
+    def _parts(self) -> Iterator[list[list[int]]]:
+        """The texts of every row, batch by batch; the last is filled up: all have one shape."""
+        here = self._batches
+        rows = pack([len(text.tokens) for text in here.texts], here.config.max_length)
+        rows += [[]] * (-len(rows) % here.batch_size)
+        for first in range(0, len(rows), here.batch_size):
+            yield rows[first : first + here.batch_size]
 
     @property
     def epoch(self) -> int:
@@ -165,7 +206,7 @@ def open_data(
 
 
 def _first(text: Text, num_tokens: int) -> dict[str, np.ndarray]:
-    return {name: array[:num_tokens] for name, array in text._asdict().items()}
+    return {name: getattr(text, name)[:num_tokens] for name in ("tokens", "counts")}
 
 
 def _warn(config: Data, counts: Counts, num_held_out: int) -> None:
@@ -226,7 +267,26 @@ def to_batch(rows: Sequence[Sequence[Text]], width: int) -> Batch:
     arrays: dict[str, Any] = dict(
         tokens=tokens, positions=positions, segments=segments, weight=weight
     )
-    return Batch(**arrays)
+    return Batch(**arrays, features=_features(rows, width))
+
+
+def _features(rows: Sequence[Sequence[Text]], width: int) -> Any:
+    """The texts' features side by side, zeros behind them; None if they have none."""
+    known = [text.features for row in rows for text in row]
+    if not known or known[0] is None:
+        return None
+
+    def place(*parts: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(rows), width, *parts[0].shape[1:]), parts[0].dtype)
+        given = iter(parts)
+        for b, row in enumerate(rows):
+            start = 0
+            for text in row:
+                out[b, start : start + len(text.tokens)] = next(given)
+                start += len(text.tokens)
+        return out
+
+    return jax.tree.map(place, *known)
 
 
 class _Batches(grain.IterDataset):

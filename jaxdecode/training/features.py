@@ -1,5 +1,6 @@
 """Training on the target's states: what a drafter of states is compared with."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,22 @@ from jaxtyping import Array, Float
 
 from jaxdecode.core.protocols import Target
 from jaxdecode.training import losses
+from jaxdecode.training.objective import Batch, program
+
+
+def known(batch: Batch, features: Callable[..., Any], params: Any) -> Any:
+    """The features of a batch: those it brings along, else computed."""
+    return features(params, batch) if batch.features is None else batch.features
+
+
+def states(target: Target) -> Callable[..., Any]:
+    """The `features` of objectives that read the last hidden states of a frozen target."""
+
+    def features(target_params: Any, batch: Batch) -> Float[Array, "B T D"]:
+        frozen = jax.lax.stop_gradient(target_params)
+        return target.forward(frozen, batch.tokens, program(batch), None).hidden
+
+    return features
 
 
 def shift(rows: Float[Array, "B T *D"], offset: int) -> Float[Array, "B T *D"]:

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 
 from jaxdecode.training.data import pack, to_batch
-from jaxdecode.training.objective import Batch
+from jaxdecode.training.objective import Batch, Moment
 from jaxdecode.training.texts import Text
 
 # Noises that every text is measured with.
 DRAWS = 4
+# Losses that change over a run are those of its end, so that measurements can be compared.
+END = Moment(np.int32(999_999), 1_000_000)
 
 
 class LossExam:
@@ -22,11 +24,11 @@ class LossExam:
     """
 
     def __init__(self, loss: Callable[..., Any], texts: Sequence[Text], rows: int, width: int):
-        self.texts = [Text(*(array[:width] for array in text)) for text in texts]
+        self.texts = [Text(text.tokens[:width], text.counts[:width]) for text in texts]
         packed = pack([len(text.tokens) for text in self.texts], width)
         lines = [[self.texts[i] for i in row] for row in packed]
         self._batches = [to_batch(lines[i : i + rows], width) for i in range(0, len(lines), rows)]
-        self._loss = jax.jit(lambda *args: loss(*args)[0])
+        self._loss = jax.jit(lambda *args: loss(*args, END)[0])
 
     def measure(self, params: Any, target: Any) -> float:
         """Mean loss per learned token, in the objective's unit."""

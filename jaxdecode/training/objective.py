@@ -5,10 +5,11 @@ its own settings, and `make(config, models) -> Objective`. Among the models are 
 the recipe trains one, and heads if it trains some.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdecode.core.masks import MaskProgram
@@ -25,12 +26,14 @@ class Batch:
         positions: position of each token in its own text.
         segments: which text of its row a token belongs to, from 1; 0 is padding.
         weight: 1 where the token is one to be predicted (an answer's), 0 for prompts and padding.
+        features: what `Objective.features` says of the tokens, if it is known already.
     """
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
     weight: Float[Array, "B T"]
+    features: Any = None
 
 
 class Start(NamedTuple):
@@ -62,22 +65,57 @@ class Export(NamedTuple):
     denoiser: Denoiser | None = None
 
 
+class Texts(NamedTuple):
+    """What the beginning may depend on: all that is trained on.
+
+    Attributes:
+        counts: how often each token of the vocabulary is to be learned.
+        batches: all texts once, in a fixed order.
+    """
+
+    counts: Int[np.ndarray, "V"]
+    batches: Callable[[], Iterator[Batch]]
+
+
+class Moment(NamedTuple):
+    """Where in a run a step is; what warms up or takes turns goes by it.
+
+    Attributes:
+        step: steps before this one.
+        num_steps: of the whole run.
+    """
+
+    step: Int[Array, ""]
+    num_steps: int
+
+    @property
+    def share(self) -> Float[Array, ""]:
+        """The part of the run that is over: from 0 to below 1."""
+        return jnp.float32(self.step) / self.num_steps
+
+
 class Objective(NamedTuple):
     """What is minimised.
 
-    init:   (key, weights) -> Start; `weights` are the models' before training, `weights.drafter`
-            the draft model's plain parameters
-    loss:   (params, target params, batch, key) -> (loss [], metrics: dict of scalars). The mean
-            over the tokens that count, so that batches weigh alike. Differentiable in `params`;
-            nothing flows into the target's parameters.
+    init:   (key, weights, texts) -> Start; `weights` are the models' before training,
+            `weights.drafter` the draft model's plain parameters; `texts` are None where only
+            shapes matter
+    loss:   (params, target params, batch, key, moment) -> (loss [], metrics: dict of scalars).
+            The mean over the tokens that count, so that batches weigh alike. Differentiable in
+            `params`; nothing flows into the target's parameters. All parts of a step have the same
+            moment, which is a value: no Python branch on it.
     export: (params, target params) -> Export
     judge:  as `loss`, where held-out texts are measured by something else than what is minimised
+    features: (target params, batch) -> what the loss reads of a frozen target: a tree of
+            `[B, T, ...]` arrays, a text's part of which depends on that text only. None if the
+            loss reads it in another way.
     """
 
     init: Callable[..., Start]
     loss: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
     export: Callable[..., Export]
     judge: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]] | None = None
+    features: Callable[..., Any] | None = None
 
 
 def heads_only(params: Any, target: Any) -> Export:

@@ -126,7 +126,7 @@ class _Trainer:
         self.config, self.folder, self.built, self.watch = config, folder, built, watch
         self.seen = _Seen()
         self.key = jax.random.key(config.seed)
-        self.step = setup.compiled(built, built.lm.dtype)
+        self.step = setup.compiled(built, built.lm.dtype, config.steps)
         self.schedule = step.schedule_of(config.optimizer, config.steps)
         # Metrics of steps since the last line.
         self.pending: list[dict[str, Any]] = []

@@ -90,7 +90,11 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
     draft = _draft(config, lm, progress)
     models = Models(training(lm, config.remat), draft and training(draft, config.remat), spec)
     objective = make_objective(line, settings, models)
-    start = objective.init(jax.random.key(config.seed), Weights(lm.params, draft and draft.params))
+    if config.cache:
+        _learn(config, lm, objective, loader)
+    weights = Weights(lm.params, draft and draft.params)
+    texts = loader.texts(lm.config.vocab_size)
+    start = objective.init(jax.random.key(config.seed), weights, texts)
     return Setup(
         lm=lm,
         draft=draft,
@@ -101,6 +105,16 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
         loader=loader,
         micro_batches=config.micro_batches,
     )
+
+
+def _learn(config: TrainConfig, lm: LanguageModel, objective: Objective, loader: Loader) -> None:
+    """Lets the loader know what the frozen target says of the texts."""
+    if objective.features is None:
+        raise InputError(f"recipe {config.recipe!r} cannot keep features; leave cache out.")
+    if lm.mesh is not None:
+        raise InputError("cache is for one device; leave out mesh or cache.")
+    compute = jax.jit(objective.features)
+    loader.learn(lambda batch: compute(lm.params, to_devices(batch, None, config.batch_size)))
 
 
 def objective_config(line: Recipe, given: Mapping[str, Any]) -> Any:
@@ -135,12 +149,13 @@ def training(lm: LanguageModel, remat: bool) -> Any:
     return lm.bound._replace(target=target)
 
 
-def compiled(setup: Setup, dtype: Any) -> Any:
+def compiled(setup: Setup, dtype: Any, num_steps: int) -> Any:
     """The jitted step; the state is donated, and lies where it lay."""
     run = step.make(
         setup.objective,
         setup.optimizer,
         dtype=dtype,
+        num_steps=num_steps,
         micro_batches=setup.micro_batches,
         mesh=setup.mesh,
     )

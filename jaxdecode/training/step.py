@@ -18,7 +18,7 @@ from jaxdecode.convert.heads import flattened, nested
 from jaxdecode.core.types import pytree
 from jaxdecode.dist import rules
 from jaxdecode.training.config import Optimizer
-from jaxdecode.training.objective import Batch, Objective, Start
+from jaxdecode.training.objective import Batch, Moment, Objective, Start
 
 Flat = dict[str, Any]
 
@@ -99,6 +99,7 @@ def make(
     optimizer: optax.GradientTransformation,
     *,
     dtype: Any,
+    num_steps: int,
     micro_batches: int = 1,
     mesh: Mesh | None = None,
 ) -> Callable[..., tuple[State, dict[str, Float[Array, ""]]]]:
@@ -111,6 +112,7 @@ def make(
         objective: what is minimised.
         optimizer: how parameters move.
         dtype: of the computation.
+        num_steps: of the whole run.
         micro_batches: parts of the rows that are computed one after the other.
         mesh: devices that parameters are split over.
     """
@@ -122,19 +124,20 @@ def make(
         # Gathered in the dtype of the computation, not in float32.
         return jax.lax.with_sharding_constraint(low, rules.trained(low, mesh))
 
-    def loss(moving, held, target, batch, key):
+    def loss(moving, held, target, moment, batch, key):
         low = lowered(moving)
-        value, metrics = objective.loss(nested(low | held), target, batch, key)
+        value, metrics = objective.loss(nested(low | held), target, batch, key, moment)
         return value, metrics | {"loss": value}
 
     gradients = jax.grad(loss, has_aux=True)
 
     def step(state: State, held, target, batch: Batch, key):
         key = jax.random.fold_in(key, state.step)
+        moment = Moment(state.step, num_steps)
         if micro_batches == 1:
-            grads, metrics = gradients(state.params, held, target, batch, key)
+            grads, metrics = gradients(state.params, held, target, moment, batch, key)
         else:
-            one = functools.partial(gradients, state.params, held, target)
+            one = functools.partial(gradients, state.params, held, target, moment)
             grads, metrics = _accumulated(one, batch, key, micro_batches)
         updates, moved = optimizer.update(grads, state.optimizer, state.params)
         metrics |= {"gradient": optax.tree.norm(grads), "tokens": batch.weight.sum()}

@@ -39,10 +39,12 @@ class Text(NamedTuple):
     Attributes:
         tokens: its token ids.
         counts: whether a token is to be learned.
+        features: what a frozen target says of the tokens: a tree of `[T, ...]` arrays, or None.
     """
 
     tokens: Int[np.ndarray, "T"]
     counts: Bool[np.ndarray, "T"]
+    features: Any = None
 
     @property
     def prompt(self) -> list[int]:

@@ -11,7 +11,7 @@ from jaxdecode.core.protocols import Model, Models, Weights
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, layout
 from jaxdecode.training import losses
-from jaxdecode.training.objective import Batch, Export, Start, ahead, program
+from jaxdecode.training.objective import Batch, Export, Start, Texts, ahead, program
 
 
 def start(params: Mapping[str, Any]) -> Start:
@@ -21,15 +21,15 @@ def start(params: Mapping[str, Any]) -> Start:
     return Start(plain | {"layers": decoder.stack(layers) if _listed(layers) else layers})
 
 
-def of_target(key: Array, weights: Weights) -> Start:
+def of_target(key: Array, weights: Weights, texts: Texts | None) -> Start:
     """The `init` of objectives whose parameters are the target's."""
-    del key
+    del key, texts
     return start(weights.target)
 
 
-def of_draft(key: Array, weights: Weights) -> Start:
+def of_draft(key: Array, weights: Weights, texts: Texts | None) -> Start:
     """The `init` of objectives whose parameters are a draft model's."""
-    del key
+    del key, texts
     return start(weights.drafter)
 
 

@@ -10,12 +10,12 @@ import pytest
 import jaxdecode as jd
 from jaxdecode import options
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.core.protocols import HeadSpec
+from jaxdecode.core.protocols import HeadSpec, Weights
 from jaxdecode.drafters import eagle as drafter
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import eagle, eagle3
 from jaxdecode.training import losses
-from jaxdecode.training.objective import program
+from jaxdecode.training.objective import Texts, program
 from jaxdecode.training.objectives import eagle3 as objective
 from tests import toys
 from tests.training import gate
@@ -37,7 +37,8 @@ def bound(kind, lm, shape=None):
 def passes_of(params, target, data, *, parts, depth):
     """What the passes of training say of a text."""
     output = parts.target.forward(target, data.tokens, program(data), None, parts.taps)
-    return objective.unrolled(parts, params, target, data, output, depth)
+    seen = parts.features(params, output)
+    return objective.unrolled(parts, params, target, data, seen, depth)
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -150,7 +151,24 @@ def test_only_tokens_of_the_draft_vocabulary_are_drafted_and_count():
     rest = [token for token in range(lm.config.vocab_size) if token not in best][:20]
     made_loss, _ = gate.objective("eagle3", shape={"draft_vocab": 20})
     params = dict(heads.params, tokens=jnp.asarray(rest, jnp.int32))
-    assert float(made_loss.loss(params, lm.params, data, jax.random.key(0))[0]) == 0.0
+    assert float(made_loss.loss(params, lm.params, data, jax.random.key(0), gate.MOMENT)[0]) == 0.0
+
+
+def test_the_draft_vocabulary_is_what_the_texts_say_most_often():
+    lm = toys.model()
+    made, _ = gate.objective("eagle3", shape={"draft_vocab": 4})
+    counts = np.zeros(lm.config.vocab_size, int)
+    counts[[40, 7, 30, 9]] = 5, 9, 1, 1
+    texts = Texts(counts, lambda: iter(()))
+    start = made.init(jax.random.key(0), Weights(lm.params), texts)
+    assert start.params["tokens"].tolist() == [7, 9, 30, 40]
+    table = np.asarray(lm.params["head"]["kernel"])
+    np.testing.assert_array_equal(start.params["head"]["kernel"], table[[7, 9, 30, 40]])
+    found = made.export(start.params, lm.params).heads
+    assert found["tokens"].tolist() == [7, 9, 30, 40]
+    # With nothing counted it is the first tokens.
+    plain = made.init(jax.random.key(0), Weights(lm.params), None).params
+    assert plain["tokens"].tolist() == [0, 1, 2, 3]
 
 
 def test_the_loss_of_eagle3_is_its_formula():
@@ -166,11 +184,12 @@ def test_the_loss_of_eagle3_is_its_formula():
     params = smallest.random_heads(spec, lm).params | {"tokens": jnp.asarray(tokens, jnp.int32)}
     made, _ = gate.objective("eagle3", shape={"draft_vocab": 20}, num_passes=num, decay=decay)
     data = gate.batch([TEXT], prompt=4)
-    found, _ = made.loss(params, lm.params, data, jax.random.key(0))
+    found, _ = made.loss(params, lm.params, data, jax.random.key(0), gate.MOMENT)
 
     parts = bound("eagle3", lm, spec.shape)
     output = lm.target.forward(lm.params, data.tokens, program(data), None, parts.taps)
-    outs = objective.unrolled(parts, params, lm.params, data, output, num)
+    start = parts.features(params, output)
+    outs = objective.unrolled(parts, params, lm.params, data, start, num)
     wanted, dropped = 0.0, 0
     for j in range(num):
         ours = np.asarray(parts.scores(params, lm.params, outs[j][0]), np.float64)

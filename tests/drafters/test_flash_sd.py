@@ -202,7 +202,7 @@ def test_nothing_flows_into_the_target():
     data = gate.batch([TEXT, TEXT[2:8]])
 
     def loss(params, target):
-        return made.loss(params, target, data, jax.random.key(0))[0]
+        return made.loss(params, target, data, jax.random.key(0), gate.MOMENT)[0]
 
     own, others = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, lm.params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(own))

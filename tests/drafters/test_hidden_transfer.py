@@ -99,7 +99,7 @@ def test_only_the_matrices_move():
     data = gate.batch([[3, 1, 4, 1, 5, 9]])
 
     def loss(params, target):
-        return made.loss(params, target, data, jax.random.key(0))[0]
+        return made.loss(params, target, data, jax.random.key(0), gate.MOMENT)[0]
 
     own, others = jax.grad(loss, argnums=(0, 1))(params, lm.params)
     assert np.abs(own["kernel"]).max((1, 2)).min() > 0

@@ -13,7 +13,7 @@ from jaxdecode.core.types import Canvas
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import hydra, hydra_pp, medusa
 from jaxdecode.training import losses
-from jaxdecode.training.objective import program
+from jaxdecode.training.objective import Texts, program
 from jaxdecode.trees import ranked, static
 from tests import toys
 from tests.training import gate
@@ -161,7 +161,7 @@ def test_nothing_flows_into_the_target(kind):
     data = gate.batch([TEXT, TEXT[2:8]])
 
     def loss(params, target):
-        return made.loss(params, target, data, jax.random.key(0))[0]
+        return made.loss(params, target, data, jax.random.key(0), gate.MOMENT)[0]
 
     own, others = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, lm.params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(own))
@@ -191,7 +191,7 @@ def test_the_loss_is_its_formula(kind):
             law = np.asarray(jax.nn.softmax(theirs[t + 1 + k]))
             errors.append(-logs[TEXT[t + 2 + k]] if kind == "hydra" else -(law * logs).sum())
         total += np.mean(errors) * (0.8 ** (k + 1) if kind == "hydra" else 1.0)
-    found = made.loss(params, lm.params, data, jax.random.key(0))[0]
+    found = made.loss(params, lm.params, data, jax.random.key(0), gate.MOMENT)[0]
     np.testing.assert_allclose(found, total, rtol=1e-4)
 
 
@@ -224,7 +224,53 @@ def test_the_gate_can_fail():
 def test_parameters_have_names_that_files_keep():
     lm = toys.model()
     start = gate.objective("hydra_pp", shape={"num_heads": 1})[0].init(
-        jax.random.key(0), Weights(lm.params)
+        jax.random.key(0), Weights(lm.params), None
     )
     names = flattened(start.params)
     assert "prefix/layer/attn/qkv/kernel" in names and "head.0/block.0/skip/kernel" in names
+
+
+def test_scaled_embeddings_are_taken_in_by_what_is_exported():
+    """Training reads embeddings times 8; what decodes reads them as they are, and says the same."""
+    lm = toys.model()
+    heads = gate.random_heads("hydra", {"num_heads": 2, "num_layers": 2}, lm)
+    shape, width, params = heads.spec.shape, lm.config.hidden_size, heads.params
+    made, _ = gate.objective("hydra", shape={"num_heads": 2, "num_layers": 2}, token_scale=8.0)
+    found = made.export(params, lm.params).heads
+    x = jax.random.normal(jax.random.key(0), (5, 3 * width))
+    scaled = x.at[:, width:].multiply(8.0)
+    for head in range(2):
+        size = (head + 2) * width
+        told = hydra.logits(shape, found, head, x[:, :size], lambda x: x)
+        wanted = hydra.logits(shape, params, head, scaled[:, :size], lambda x: x)
+        np.testing.assert_allclose(told, wanted, rtol=1e-4, atol=1e-5)
+    data = gate.batch([TEXT])
+    exact = gate.objective("hydra", shape={"num_heads": 2, "num_layers": 2})[0]
+    key = jax.random.key(0)
+    value, _ = made.loss(params, lm.params, data, key, gate.MOMENT)
+    same, _ = exact.loss(found, lm.params, data, key, gate.MOMENT)
+    assert float(value) == pytest.approx(float(same), rel=1e-4)
+
+
+def test_heads_can_begin_with_what_follows_linearly():
+    """The second head's first block: least squares from what it reads to the state it guesses."""
+    lm, scale = toys.model(), 4.0
+    made, _ = gate.objective("hydra", shape={"num_heads": 2}, ridge=0.1, token_scale=scale)
+    data = [gate.batch([TEXT, TEXT[::-1]]), gate.batch([TEXT[3:] + TEXT[:3], TEXT[::-1]])]
+    texts = Texts(np.zeros(lm.config.vocab_size, int), lambda: iter(data))
+    start = made.init(jax.random.key(0), Weights(lm.params), texts).params
+    inputs, wanted = [], []
+    for batch in data:
+        hidden = lm.target.forward(lm.params, batch.tokens, program(batch), None).hidden
+        rows = np.asarray(lm.params["embed"]["embedding"])[batch.tokens] * scale
+        for b in range(2):
+            for t in range(len(TEXT) - 3):
+                inputs.append([*hidden[b, t], *rows[b, t + 1], *rows[b, t + 2], 1.0])
+                wanted.append(hidden[b, t + 2])
+    inputs, wanted = np.asarray(inputs, np.float64), np.asarray(wanted, np.float64)
+    penalty = np.diag([0.1] * (inputs.shape[1] - 1) + [1e-6])
+    found = np.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ wanted)
+    skip = start["head.1"]["block.0"]["skip"]
+    np.testing.assert_allclose(skip["kernel"], found[:-1], atol=2e-3)
+    np.testing.assert_allclose(skip["bias"], found[-1], atol=2e-3)
+    assert not np.any(start["head.1"]["block.0"]["kernel"])

@@ -78,10 +78,10 @@ def test_the_loss_is_that_of_the_text_and_of_units_and_the_target_gets_no_gradie
     lm = toys.model()
     made, _ = gate.objective("lud", num_draft=2, min_prob=0.0)
     data = gate.batch([TEXT])
-    params = made.init(jax.random.key(0), Weights(lm.params)).params
+    params = made.init(jax.random.key(0), Weights(lm.params), None).params
 
     def loss(params, target):
-        return made.loss(params, target, data, jax.random.key(0))
+        return made.loss(params, target, data, jax.random.key(0), gate.MOMENT)
 
     found, metrics = jax.jit(loss)(params, lm.params)
     logits = toys.full_logits(lm, TEXT)[0]

@@ -70,7 +70,7 @@ def test_nothing_flows_into_the_target_or_the_states_that_masks_are_held_to():
     data = gate.batch([[3, 1, 4, 1, 5, 9]])
 
     def loss(params, target):
-        return made.loss(params, target, data, jax.random.key(0))[0]
+        return made.loss(params, target, data, jax.random.key(0), gate.MOMENT)[0]
 
     own, others = jax.grad(loss, argnums=(0, 1))(params, lm.params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(own))

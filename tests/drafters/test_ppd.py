@@ -129,7 +129,7 @@ def test_the_loss_is_its_formula_and_moves_only_the_embeddings():
     data = gate.batch([[3, 1, 4, 1, 5, 9]])
 
     def loss(params, target):
-        return made.loss(params, target, data, jax.random.key(0))[0]
+        return made.loss(params, target, data, jax.random.key(0), gate.MOMENT)[0]
 
     own, others = jax.grad(loss, argnums=(0, 1))(params, lm.params)
     assert np.abs(own["embedding"]).max(-1).min() > 0

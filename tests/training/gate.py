@@ -17,11 +17,13 @@ from jaxdecode.convert import heads as head_files
 from jaxdecode.convert.heads import Heads
 from jaxdecode.core.protocols import HeadSpec, Models, Weights
 from jaxdecode.evals import toys as smallest
-from jaxdecode.training.objective import Batch
+from jaxdecode.training.objective import Batch, Moment
 from jaxdecode.training.recipes import RECIPES
 from tests import toys
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+# For losses that do not depend on it.
+MOMENT = Moment(jnp.int32(0), 1)
 
 
 def draft_of(recipe: str):
@@ -66,7 +68,7 @@ def batch(rows, prompt=0, width=None):
 
 def train(made, lm, data, *, steps, lr, seed=0, draft=None):
     """Parameters after `steps` steps of Adam on one batch, and the losses on the way."""
-    start = made.init(jax.random.key(seed), Weights(lm.params, draft and draft.params))
+    start = made.init(jax.random.key(seed), Weights(lm.params, draft and draft.params), None)
     flat = head_files.flattened(start.params)
     held = {
         name: leaf
@@ -78,27 +80,29 @@ def train(made, lm, data, *, steps, lr, seed=0, draft=None):
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(lr, steps))
     )
 
-    def loss(moving, key):
-        return made.loss(head_files.nested(moving | held), lm.params, data, key)[0]
+    def loss(moving, key, number):
+        moment = Moment(number, steps)
+        return made.loss(head_files.nested(moving | held), lm.params, data, key, moment)[0]
 
-    def step(carry, key):
+    def step(carry, given):
         moving, state = carry
-        value, grads = jax.value_and_grad(loss)(moving, key)
+        value, grads = jax.value_and_grad(loss)(moving, *given)
         updates, state = optimizer.update(grads, state)
         return (optax.apply_updates(moving, updates), state), value
 
-    keys = jax.random.split(jax.random.key(seed + 1), steps)
-    run = jax.jit(lambda moving: jax.lax.scan(step, (moving, optimizer.init(moving)), keys))
+    given = (jax.random.split(jax.random.key(seed + 1), steps), jnp.arange(steps))
+    run = jax.jit(lambda moving: jax.lax.scan(step, (moving, optimizer.init(moving)), given))
     (moving, _), values = run(moving)
     return head_files.nested(moving | held), np.asarray(values)
 
 
-def first_loss(recipe, data, *, key=1, **settings):
-    """Loss and metrics on a batch before training."""
+def first_loss(recipe, data, *, key=1, moment=MOMENT, **settings):
+    """Loss and metrics on a batch with the parameters before training."""
     lm, draft = toys.model(), draft_of(recipe)
     made, _ = objective(recipe, **settings)
-    start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params))
-    value, metrics = jax.jit(made.loss)(start.params, lm.params, data, jax.random.key(key))
+    start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params), None)
+    found = jax.jit(made.loss)(start.params, lm.params, data, jax.random.key(key), moment)
+    value, metrics = found
     return float(value), {name: float(metric) for name, metric in metrics.items()}
 
 
@@ -108,12 +112,12 @@ def learns_alone(recipe, data, *, still=(), **settings):
     """
     lm, draft = toys.model(), draft_of(recipe)
     made, _ = objective(recipe, **settings)
-    start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params))
+    start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params), None)
 
     @jax.jit
     def gradients(params, target):
         def loss(params, target):
-            return made.loss(params, target, data, jax.random.key(1))[0]
+            return made.loss(params, target, data, jax.random.key(1), MOMENT)[0]
 
         found = jax.grad(loss, (0, 1))(params, target)
         return jax.tree.map(lambda leaf: jnp.abs(leaf).max(), found)

@@ -1,5 +1,7 @@
 """Every recipe, by the config that is shipped for it, from data to tokens on a tiny model."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from jaxdecode.training import config as configs
 from jaxdecode.training import fresh, setup
 from jaxdecode.training.recipes import RECIPES
 from jaxdecode.training.run import train
-from tests.training import runs
+from tests.training import gate, runs
 
 # Small enough to run in seconds; what the file says of sizes of heads and objective stays.
 SMALL = [
@@ -82,6 +84,24 @@ def test_the_shipped_config_runs_from_end_to_end(recipe, tmp_path):
     assert len(out.tokens[0]) == 6
 
 
+SIGNATURES = {
+    "init": ["key", "weights", "texts"],
+    "loss": ["params", "target_params", "batch", "key", "moment"],
+    "export": ["params", "target"],
+    "judge": ["params", "target_params", "batch", "key", "moment"],
+    "features": ["target_params", "batch"],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_objective_has_the_parameters_of_the_seam(recipe):
+    made, _ = gate.objective(recipe)
+    for field, wanted in SIGNATURES.items():
+        function = getattr(made, field)
+        if function is not None:
+            assert list(inspect.signature(function).parameters) == wanted, field
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_shipped_config_fits_the_model_it_names(recipe):
     """Sizes in the file are right for SmolLM2, not only for the tiny model."""
@@ -107,10 +127,12 @@ def test_the_shipped_config_fits_the_model_it_names(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_frozen_stays_and_what_is_trained_moves(recipe, tmp_path):
     built = setup.build(small(recipe, tmp_path))
-    start = built.objective.init(jax.random.key(0), Weights(built.lm.params, _params(built.draft)))
+    start = built.objective.init(
+        jax.random.key(0), Weights(built.lm.params, _params(built.draft)), None
+    )
     before = {name: np.array(leaf) for name, leaf in flattened(start.params).items()}
     target = jax.tree.map(np.array, built.lm.params)
-    step = setup.compiled(built, built.lm.dtype)
+    step = setup.compiled(built, built.lm.dtype, 10)
     state = setup.first_state(built)
     for _ in range(2):
         batch = setup.to_devices(next(built.loader), None, 2)

@@ -1,10 +1,12 @@
 """Runs from end to end: resumed ones equal uninterrupted ones bit by bit, and what goes wrong."""
 
+import json
 import os
 import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -18,6 +20,7 @@ from jaxdecode.errors import (
     JaxdecodeError,
 )
 from jaxdecode.training import acceptance, config, folder, metrics, setup, step
+from jaxdecode.training.objective import Batch, Export, Objective, Start
 from jaxdecode.training.run import train
 from tests.training import runs
 
@@ -202,7 +205,9 @@ def test_micro_batches_add_up(tmp_path):
     data, optimizer = next(built.loader), optax.sgd(1.0)
     moved = []
     for parts in (1, 2):
-        run = step.make(built.objective, optimizer, dtype=np.float32, micro_batches=parts)
+        run = step.make(
+            built.objective, optimizer, dtype=np.float32, num_steps=1, micro_batches=parts
+        )
         state = step.begin(built.parts, optimizer)
         state, _ = run(state, built.parts.held, built.lm.params, data, jax.random.key(0))
         moved.append(state.params)
@@ -210,6 +215,72 @@ def test_micro_batches_add_up(tmp_path):
         whole, added = (np.asarray(params[name]) - before for params in moved)
         assert np.abs(whole).max() > 1e-3
         np.testing.assert_allclose(added, whole, atol=1e-6)
+
+
+def test_all_parts_of_a_step_have_its_moment():
+    """A loss that is the share of the run: the gradient of each step, in parts or not, is known."""
+
+    def loss(params, target, batch, key, moment):
+        del target, key
+        share = moment.share
+        return params["x"] * share * jnp.sign(batch.weight.sum()), {"share": share}
+
+    made = Objective(init=lambda *_: Start({}), loss=loss, export=lambda *_: Export())
+    rows = jnp.ones((4, 3), jnp.int32)
+    batch = Batch(tokens=rows, positions=rows, segments=rows, weight=jnp.ones((4, 3)))
+    sgd = optax.sgd(1.0)
+    for parts in (1, 2, 4):
+        run = step.make(made, sgd, dtype=np.float32, num_steps=8, micro_batches=parts)
+        state = step.begin(step.Parts({"x": jnp.float32(0)}, {}), sgd)
+        for number in range(3):
+            state, found = run(state, {}, {}, batch, jax.random.key(0))
+            assert float(found["share"]) == number / 8
+        assert float(state.params["x"]) == -(0 + 1 + 2) / 8
+
+
+def test_a_warm_up_goes_on_where_it_was(tmp_path):
+    """Killed in the first stage of Medusa-2 and in the second."""
+    warm = {"alone": 0.5, "rise": "linear"}
+    content = runs.config(tmp_path, recipe="medusa2", objective=warm, steps=8)
+    run = train(content, out=tmp_path / "whole")
+    losses = [line["loss"] for line in run.metrics]
+    for kill in (3, 6):
+        out = tmp_path / f"killed{kill}"
+        with pytest.raises(Killed):
+            train(content, out=out, watch=killing(kill))
+        again = train(content, out=out, resume=True)
+        runs.assert_same(run.folder, again.folder)
+        assert [line["loss"] for line in again.metrics] == losses
+
+
+def test_what_is_kept_of_the_target_is_what_it_says(tmp_path):
+    """Features by text, packed in whatever rows: losses are those of a run that computes them."""
+    content = runs.config(tmp_path)
+    runs_of = [
+        train(content | {"cache": cache}, out=tmp_path / str(cache)) for cache in (False, True)
+    ]
+    plain, kept = ([line["loss"] for line in run.metrics] for run in runs_of)
+    np.testing.assert_allclose(kept, plain, rtol=1e-4)
+    with pytest.raises(Killed):
+        train(content | {"cache": True}, out=tmp_path / "killed", watch=killing(6))
+    again = train(content | {"cache": True}, out=tmp_path / "killed", resume=True)
+    runs.assert_same(tmp_path / "True", again.folder)
+    with pytest.raises(InputError, match="recipe 'layerskip' cannot keep features"):
+        setup.build(config.of({**content, "recipe": "layerskip", "shape": {}, "cache": True}))
+
+
+def test_the_draft_vocabulary_stays_when_a_run_goes_on(tmp_path):
+    content = runs.config(tmp_path, recipe="eagle3", shape={"draft_vocab": 8}, steps=4)
+    content["checkpoint"] = {"every": 1}
+    run = train(content, out=tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(content, out=tmp_path / "killed", watch=killing(3))
+    again = train(content, out=tmp_path / "killed", resume=True)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    said = [token for line in lines for token in json.loads(line)["tokens"][4:]]
+    wanted = sorted(sorted(range(100), key=lambda token: (-said.count(token), token))[:8])
+    for made in (run, again):
+        assert jd.load_heads(made.folder).params["tokens"].tolist() == wanted
 
 
 def test_an_early_end_stays_the_end(tmp_path):

@@ -18,13 +18,14 @@ from jaxtyping import Array, Float, Int
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import chimera
 from jaxdecode.models import extra
+from jaxdecode.training import features as aligned
 from jaxdecode.training.objective import Batch, Objective, Start, heads_only
 from jaxdecode.training.objectives import hydra
 from jaxdecode.training.objectives.eagle3 import sees_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(hydra.Config):
+class Config(hydra.Learning):
     """Settings.
 
     Attributes:
@@ -42,7 +43,8 @@ def make(config: Config, models: Models) -> Objective:
     shape, model = models.heads.shape, models.target
     parts = chimera.bind(shape, model.config, model.kv_dtype)
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(chimera.init(shape, model.config, key, weights.target))
 
     def read(params, frozen, batch, hidden):
@@ -53,7 +55,8 @@ def make(config: Config, models: Models) -> Objective:
         del row
         return parts.scores(params, told[:, 0], told[:, head + 1], target_logits), told
 
-    return Objective(init=init, loss=hydra.loss_of(config, models, read, step), export=heads_only)
+    loss = hydra.loss_of(config, models, read, step)
+    return Objective(init=init, loss=loss, export=heads_only, features=aligned.states(model.target))
 
 
 def unrolled(

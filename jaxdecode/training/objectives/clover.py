@@ -8,13 +8,14 @@ import dataclasses
 
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import clover
+from jaxdecode.training import features
 from jaxdecode.training.objective import Objective, Start, heads_only
 from jaxdecode.training.objectives import hydra
 from jaxdecode.training.objectives.hydra_pp import behind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(hydra.Config):
+class Config(hydra.Learning):
     """Settings: those of Hydra."""
 
 
@@ -24,7 +25,8 @@ def make(config: Config, models: Models) -> Objective:
     shape, model = models.heads.shape, models.target
     prefix = clover.bind(model.config, model.kv_dtype)
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(clover.init(shape, model.config, key, weights.target))
 
     def step(params, head, state, row, target_logits):
@@ -32,4 +34,6 @@ def make(config: Config, models: Models) -> Objective:
         return target_logits(state), state
 
     loss = hydra.loss_of(config, models, behind(prefix), step)
-    return Objective(init=init, loss=loss, export=heads_only)
+    return Objective(
+        init=init, loss=loss, export=heads_only, features=features.states(model.target)
+    )

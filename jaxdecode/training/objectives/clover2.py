@@ -42,11 +42,12 @@ def make(config: Config, models: Models) -> Objective:
     parts, target = clover2.bind(shape, model.config, model.kv_dtype), model.target
     tap = f"layer.{model.config.num_layers - 1}"
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(clover2.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
-        del key
+    def loss(params, target_params, batch, key, moment):
+        del key, moment
         frozen, mask = jax.lax.stop_gradient(target_params), program(batch)
         output = target.forward(frozen, batch.tokens, mask, None, (tap,))
         before = output.taps[tap]

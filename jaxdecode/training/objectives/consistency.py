@@ -65,7 +65,8 @@ def make(config: Config, models: Models) -> Objective:
     model, window = models.target, config.window
     target = model.target
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         where, which = jax.random.split(key)
         places = probed.choose(ahead(batch, 2)[1], where, config.num_places)

@@ -45,10 +45,12 @@ def make(config: Config, models: Models) -> Objective:
     assert target.embed is not None
     embed = target.embed
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(dflash.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         laid = blocks.lay(batch, key, block=shape.block, num_places=config.num_places)
         seen = target.forward(frozen, batch.tokens, program(batch), None, taps).taps

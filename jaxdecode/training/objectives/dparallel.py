@@ -64,8 +64,8 @@ def make(config: Config, models: Models) -> Objective:
     shifted = own is not None and own.shifted
     asked = denoising.setting(models.target, config.mask_token, shifted, own.block if own else 0)
 
-    def loss(params, target_params, batch, key):
-        del target_params
+    def loss(params, target_params, batch, key, moment):
+        del target_params, moment
         batch = denoising.filled(batch, config.pad_token)
         place, half = jax.random.split(key)
         learns, behind = span(batch, config.block, denoising.learned(batch, shifted), place)

@@ -40,10 +40,12 @@ def make(config: Config, models: Models) -> Objective:
     shape, model = models.heads.shape, models.target
     parts = eagle.bind(shape, model.config, model.kv_dtype, model.target)
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(eagle.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen, mask = jax.lax.stop_gradient(target_params), program(batch)
         hidden = model.target.forward(frozen, batch.tokens, mask, None).hidden
         first, second = jax.random.split(key)

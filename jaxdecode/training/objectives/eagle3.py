@@ -6,7 +6,8 @@ further. A row of pass j sees the rows of pass 0 up to its place, and at its pla
 
 Loss: sum over passes j of decay^j CE(target's law j + 2 tokens on, over the draft vocabulary, the
 drafter's); places where the target's first choice cannot be drafted add 0 and count in the mean.
-The target is frozen (arXiv:2503.01840 section 3.2, training-time test).
+The target is frozen (arXiv:2503.01840 section 3.2, training-time test). The draft vocabulary
+is that of the tokens that are learned most often, as the authors count them in their data.
 """
 
 import dataclasses
@@ -18,9 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Models
+from jaxdecode.drafters import vocabtrim
 from jaxdecode.heads import eagle3
 from jaxdecode.models import extra
-from jaxdecode.training import features, losses, probed
+from jaxdecode.training import classes, features, losses, probed
 from jaxdecode.training.objective import Batch, Objective, Start, ahead, heads_only, program
 
 
@@ -53,20 +55,38 @@ def make(config: Config, models: Models) -> Objective:
     target = model.target
     parts = eagle3.bind(shape, model.config, model.kv_dtype, target)
 
-    def init(key, weights):
-        return Start(eagle3.init(shape, model.config, key, weights.target))
+    def init(key, weights, texts):
+        params = eagle3.init(shape, model.config, key, weights.target)
+        if texts is not None and shape.draft_vocab is not None:
+            tokens = jnp.asarray(vocabtrim.most_frequent(texts.counts, shape.draft_vocab))
+            params |= eagle3.columns(model.config, weights.target, tokens)
+        return Start(params)
 
-    def loss(params, target_params, batch, key):
+    def said(target_params, batch):
         frozen = jax.lax.stop_gradient(target_params)
         output = target.forward(frozen, batch.tokens, program(batch), None, parts.taps)
+        found = {"hidden": output.hidden, "taps": {name: output.taps[name] for name in parts.taps}}
+        if shape.draft_vocab is None:
+            return found
+        return found | {"best": _first_choices(target, frozen, output.hidden)}
+
+    def loss(params, target_params, batch, key, moment):
+        del moment
+        frozen = jax.lax.stop_gradient(target_params)
+        known = features.known(batch, said, frozen)
+        hidden, start = known["hidden"], parts.fused(params, known["taps"])
         places = probed.choose(ahead(batch, 2)[1], key, config.num_places)
-        trimmed = _trimmed(model.config, frozen, params.get("tokens"))
-        can = _can_be_drafted(target, frozen, output.hidden, params.get("tokens"))
+        tokens = params.get("tokens")
+        trimmed = frozen if tokens is None else classes.with_rows(model.config, frozen, tokens)
+        can = jnp.ones(hidden.shape[:2])
+        if tokens is not None:
+            drafted = jnp.zeros(model.config.vocab_size).at[tokens].set(1.0)
+            can = drafted[known["best"]]
         total, metrics = jnp.float32(0), {}
-        for j, out in enumerate(unrolled(parts, params, frozen, batch, output, config.num_passes)):
+        for j, out in enumerate(unrolled(parts, params, frozen, batch, start, config.num_passes)):
             weight = probed.taken(ahead(batch, j + 2)[1], places)
             sure = probed.taken(features.shift(can, j + 1), places)
-            taught = probed.taken(features.shift(output.hidden, j + 1), places)
+            taught = probed.taken(features.shift(hidden, j + 1), places)
 
             def per_token(out, taught):
                 ours = parts.scores(params, frozen, out)
@@ -79,13 +99,18 @@ def make(config: Config, models: Models) -> Objective:
             metrics[f"accuracy.{j}"] = losses.weighted_mean(hits * sure, weight)
         return total, metrics
 
-    return Objective(init=init, loss=loss, export=heads_only)
+    return Objective(init=init, loss=loss, export=heads_only, features=said)
 
 
 def unrolled(
-    parts: eagle3.Parts, params: Any, frozen: Any, batch: Batch, output: Any, num_passes: int
+    parts: eagle3.Parts,
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    start: Float[Array, "B T D"],
+    num_passes: int,
 ) -> list[Float[Array, "B T D"]]:
-    """Outputs of every pass.
+    """Outputs of every pass; `start` is what the first one reads.
 
     Their scores are computed again in the backward pass: kept, those of all passes would be the
     most that a step holds.
@@ -101,7 +126,7 @@ def unrolled(
         )
         return layer.after(params, x + mixed), own
 
-    read, above, made = parts.features(params, output), [], []
+    read, above, made = start, [], []
     for j in range(num_passes):
         read, own = deeper(params, read, ahead(batch, j + 1)[0], batch.positions + j, above)
         above.append(own)
@@ -115,20 +140,7 @@ def sees_of(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     return (segments[:, :, None] == segments[:, None, :]) & (place[:, None] >= place)
 
 
-def _trimmed(config: Any, frozen: Any, tokens: Int[Array, "v"] | None) -> Any:
-    """The target's parameters with the head's rows of these tokens only."""
-    if tokens is None:
-        return frozen
-    if config.tied_embeddings:
-        return frozen | {"embed": {"embedding": frozen["embed"]["embedding"][tokens]}}
-    return frozen | {"head": {"kernel": frozen["head"]["kernel"][tokens]}}
-
-
-def _can_be_drafted(
-    target: Any, frozen: Any, hidden: Float[Array, "B T D"], tokens: Int[Array, "v"] | None
-) -> Float[Array, "B T"]:
-    """1 where the target's first choice is a token of the draft vocabulary."""
-    if tokens is None:
-        return jnp.ones(hidden.shape[:2])
+def _first_choices(target: Any, frozen: Any, hidden: Float[Array, "B T D"]) -> Int[Array, "B T"]:
+    """The target's likeliest tokens."""
     best = losses.over_tokens(lambda x: target.logits(frozen, x).argmax(-1), hidden)
-    return jax.lax.stop_gradient((best[..., None] == tokens).any(-1).astype(jnp.float32))
+    return best.astype(jnp.int32)

@@ -65,8 +65,8 @@ def make(config: Config, models: Models) -> Objective:
     """
     asked = denoising.setting(models.target, config.mask_token, False, config.block)
 
-    def loss(params, target_params, batch, key):
-        del target_params
+    def loss(params, target_params, batch, key, moment):
+        del target_params, moment
         level, mask = jax.random.split(key)
         weight, group = batch.weight, denoising.groups(batch, config.block)
         t = FIRST + (1 - FIRST) * schedules.antithetic(level, *batch.tokens.shape)

@@ -62,10 +62,12 @@ def make(config: Config, models: Models) -> Objective:
     assert target.embed is not None
     embed = target.embed
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(falcon.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         hidden = target.forward(frozen, batch.tokens, program(batch), None).hidden
         keys = jax.random.split(key, 4)

@@ -52,8 +52,8 @@ def make(config: Config, models: Models) -> Objective:
     """
     asked = denoising.setting(models.target, config.mask_token, config.shifted, config.block)
 
-    def loss(params, target_params, batch, key):
-        del target_params
+    def loss(params, target_params, batch, key, moment):
+        del target_params, moment
         weight = denoising.learned(batch, config.shifted)
         errors, hits = [], []
         for masked in views(config, batch, weight, key):

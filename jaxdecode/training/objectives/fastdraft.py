@@ -38,8 +38,8 @@ def make(config: Config, models: Models) -> Objective:
     assert models.draft is not None
     model = models.draft
 
-    def loss(params, target_params, batch, key):
-        del key
+    def loss(params, target_params, batch, key, moment):
+        del key, moment
         wanted, weight = ahead(batch, 1)
 
         def per_token(own, wanted):

@@ -49,7 +49,8 @@ def make(config: Config, models: Models) -> Objective:
     assert target.embed is not None
     embed = target.embed
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(flash_sd.init(shape, model.config, key, weights.target))
 
     def rows_of(params, batch, entered, hidden, following):
@@ -63,7 +64,8 @@ def make(config: Config, models: Models) -> Objective:
         image = own.pairs.enter(params, *(part.astype(x.dtype) for part in mixed))
         return jnp.concatenate([image, x], axis=1), laid.program, laid.text
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         keys = jax.random.split(key)
         entered = embed(frozen, batch.tokens)

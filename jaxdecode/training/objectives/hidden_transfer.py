@@ -29,10 +29,12 @@ def make(config: Config, models: Models) -> Objective:
     target = model.target
     layers = hidden_transfer.layers_of(shape, model.config.num_layers)
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(hidden_transfer.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         laid = probed.lay(batch, key, num_probes=shape.num_probes, num_places=config.num_places)
         slot = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)

@@ -10,12 +10,13 @@ from typing import Any
 
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import hydra_pp
+from jaxdecode.training import features
 from jaxdecode.training.objective import Objective, Start, heads_only, program
 from jaxdecode.training.objectives import hydra
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(hydra.Config):
+class Config(hydra.Learning):
     """Settings.
 
     Attributes:
@@ -35,11 +36,14 @@ def make(config: Config, models: Models) -> Objective:
     shape, model = models.heads.shape, models.target
     prefix = hydra_pp.bind(model.config, model.kv_dtype)
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(hydra_pp.init(shape, model.config, key, weights.target))
 
     loss = hydra.loss_of(config, models, behind(prefix), hydra.step_of(models))
-    return Objective(init=init, loss=loss, export=heads_only)
+    return Objective(
+        init=init, loss=loss, export=heads_only, features=features.states(model.target)
+    )
 
 
 def behind(prefix: hydra_pp.Prefix) -> Callable[..., Any]:

@@ -52,10 +52,12 @@ def make(config: Config, models: Models) -> Objective:
     model, shape = models.target, models.heads.shape
     target = model.target
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(judge.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         where, what = jax.random.split(key)
         laid = probed.lay_at(batch, probed.choose(ahead(batch, 2)[1], where, config.num_places), 1)

@@ -55,7 +55,8 @@ def make(config: Config, models: Models) -> Objective:
     target, k = models.target.target, config.num_draft
     check_pad(config.pad_token, models.target.config.vocab_size)
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(lora.init(key, weights.target, config.rank))
 
     def errors_of(params, hidden, wanted):
@@ -65,7 +66,8 @@ def make(config: Config, models: Models) -> Objective:
 
         return losses.over_tokens(per_token, hidden, wanted)
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         following, weight = ahead(batch, 1)
         plain = target.forward(frozen, batch.tokens, program(batch), None).hidden
@@ -87,8 +89,8 @@ def make(config: Config, models: Models) -> Objective:
         metrics |= {"units": units, "text": text, "accuracy": losses.weighted_mean(right, weight)}
         return units + text, metrics
 
-    def export(params, target_params):
-        return Export(target=lora.merge(target_params, params))
+    def export(params, target):
+        return Export(target=lora.merge(target, params))
 
     return Objective(init=init, loss=loss, export=export)
 

@@ -114,12 +114,12 @@ def objective(config: Config, asked: denoising.Setting) -> Objective:
             return denoising.per_text(values, batch, weight), found
         return losses.weighted_mean(values, weight), found
 
-    def loss(params, target_params, batch, key):
-        del target_params
+    def loss(params, target_params, batch, key, moment):
+        del target_params, moment
         return bound(params, batch, key, config.times)
 
-    def judge(params, target_params, batch, key):
-        del target_params
+    def judge(params, target_params, batch, key, moment):
+        del target_params, moment
         return bound(params, batch, key, (FIRST, 1.0))
 
     return Objective(

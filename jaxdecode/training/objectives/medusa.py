@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from jaxdecode import checks
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import medusa
-from jaxdecode.training import losses
-from jaxdecode.training.objective import Objective, Start, ahead, heads_only, program
+from jaxdecode.training import classes, features, losses, probed
+from jaxdecode.training.objective import Objective, Start, ahead, heads_only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,20 @@ class Config:
 
     Attributes:
         decay: weight of each head relative to the one before.
+        num_places: places of a row that are learned in one step; None learns all.
+        num_classes: tokens that are scored in one step (`training/classes.py`); None scores all.
     """
 
     decay: float = 0.8
+    num_places: int | None = None
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.number("decay", self.decay, "a number in (0, 1]", lambda x: 0 < x <= 1)
+        for name in ("num_places", "num_classes"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), low=1)
 
 
 def make(config: Config, models: Models) -> Objective:
@@ -37,29 +44,38 @@ def make(config: Config, models: Models) -> Objective:
     assert models.heads is not None
     model, shape = models.target, models.heads.shape
     target = model.target
+    classes.check(config.num_classes, shape)
+    said = features.states(target)
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(medusa.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
-        del key
-        output = target.forward(target_params, batch.tokens, program(batch), None)
+    def loss(params, target_params, batch, key, moment):
+        del moment
+        frozen = jax.lax.stop_gradient(target_params)
+        hidden = features.known(batch, said, frozen)
         guesses = [ahead(batch, k + 2) for k in range(shape.num_heads)]
         wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*guesses, strict=True))
+        where, which = jax.random.split(key)
+        scored = classes.draw(model.config, frozen, batch.tokens, which, config.num_classes)
 
         def per_token(hidden, wanted):
             scores = medusa.logits(
-                shape, params, hidden, lambda states: target.logits(target_params, states)
+                shape, params, hidden, lambda states: target.logits(scored.params, states)
             )
-            return losses.cross_entropy(scores, wanted), scores.argmax(-1) == wanted
+            errors = losses.cross_entropy(scores + scored.bias, wanted)
+            return errors, scores.argmax(-1) == wanted
 
-        hidden = jax.lax.stop_gradient(output.hidden)
-        errors, hits = losses.over_tokens(per_token, hidden, wanted)
+        learned = probed.choose(weight[..., 0], where, config.num_places)
+        arrays = (hidden, scored.column[wanted])
+        weight = probed.taken(weight, learned)
+        errors, hits = losses.over_tokens(per_token, *(probed.taken(x, learned) for x in arrays))
         rates = losses.per_head(hits, weight)
         metrics = {f"accuracy.{k}": rate for k, rate in enumerate(rates)}
         return combine(losses.per_head(errors, weight), config.decay), metrics
 
-    return Objective(init=init, loss=loss, export=heads_only)
+    return Objective(init=init, loss=loss, export=heads_only, features=said)
 
 
 def combine(errors: Float[Array, "H"], decay: float) -> Float[Array, ""]:

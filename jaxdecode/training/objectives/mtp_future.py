@@ -45,10 +45,12 @@ def make(config: Config, models: Models) -> Objective:
     assert target.embed is not None
     embed = target.embed
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(mtp_future.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         laid = probed.lay(batch, key, num_probes=shape.num_probes, num_places=config.num_places)
         adapted, x = probes.enter(target, frozen, params, laid.tokens, laid.probe)

@@ -20,8 +20,8 @@ def make(config: Config, models: Models) -> Objective:
     del config
     model = models.target
 
-    def loss(params, target_params, batch, key):
-        del target_params, key
+    def loss(params, target_params, batch, key, moment):
+        del target_params, key, moment
         hidden = whole.states_of(model, params, batch)
         errors, rates = whole.read(model, params, hidden[:, :, None], batch)
         return errors[0], {"accuracy": rates[0]}

@@ -44,10 +44,12 @@ def make(config: Config, models: Models) -> Objective:
     model, shape = models.target, models.heads.shape
     target = model.target
 
-    def init(key, weights):
+    def init(key, weights, texts):
+        del texts
         return Start(ppd.init(shape, model.config, key, weights.target))
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         frozen = jax.lax.stop_gradient(target_params)
         laid = probed.lay(batch, key, num_probes=shape.num_probes, num_places=config.num_places)
         params_of, x = probes.enter(target, frozen, params, laid.tokens, laid.probe)

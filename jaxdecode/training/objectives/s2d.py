@@ -49,8 +49,8 @@ def make(config: Config, models: Models) -> Objective:
     exits = sorted({*s2d.exits_of(config.exits, num_layers), num_layers})
     taps = tuple(f"layer.{last - 1}" for last in exits)
 
-    def init(key, weights):
-        del key
+    def init(key, weights, texts):
+        del key, texts
         own = whole.start(weights.drafter)
         if config.begin == "draft":
             return own
@@ -67,8 +67,8 @@ def make(config: Config, models: Models) -> Objective:
             )
         return cut
 
-    def loss(params, target_params, batch, key):
-        del target_params, key
+    def loss(params, target_params, batch, key, moment):
+        del target_params, key, moment
         output = model.target.forward(params, batch.tokens, program(batch), None, taps)
         states = jnp.stack([output.taps[name] for name in taps], axis=2)
         errors, rates = whole.read(model, params, states, batch)

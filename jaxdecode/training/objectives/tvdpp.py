@@ -54,7 +54,8 @@ def make(config: Config, models: Models) -> Objective:
     assert models.draft is not None
     model = models.draft
 
-    def loss(params, target_params, batch, key):
+    def loss(params, target_params, batch, key, moment):
+        del moment
         _, weight = ahead(batch, 1)
         scores = whole.both_scores(models, params, target_params)
         keys = jax.random.key_data(jax.random.split(key, weight.shape))

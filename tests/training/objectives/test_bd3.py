@@ -15,7 +15,7 @@ from tests.training.test_denoising import MASK, ROW, packed
 def value(module, batch, lm=None, **settings):
     lm = lm or toys.model()
     made = module.make(module.Config(**settings), Models(lm.bound))
-    return float(jax.jit(made.loss)(lm.params, {}, batch, jax.random.key(3))[0])
+    return float(jax.jit(made.loss)(lm.params, {}, batch, jax.random.key(3), gate.MOMENT)[0])
 
 
 def test_blocks_of_one_token_are_the_likelihood_of_autoregressive_weights():
@@ -58,12 +58,12 @@ def test_every_block_has_its_own_rate_within_the_range(monkeypatch):
     made = bd3.make(
         bd3.Config(mask_token=MASK, block=4, times=(0.3, 0.8)), Models(toys.model().bound)
     )
-    made.loss(toys.model().params, {}, batch, jax.random.key(0))
+    made.loss(toys.model().params, {}, batch, jax.random.key(0), gate.MOMENT)
     blocks = rates[0].reshape(8, 3, 4)
     assert (blocks == blocks[..., :1]).all()
     assert len(np.unique(blocks)) == 24 and blocks.min() >= 0.3 and blocks.max() <= 0.8
     # Held-out texts: all times.
-    made.judge(toys.model().params, {}, batch, jax.random.key(0))
+    made.judge(toys.model().params, {}, batch, jax.random.key(0), gate.MOMENT)
     assert rates[1].min() < 0.3 and rates[1].max() > 0.8
 
 

@@ -109,8 +109,8 @@ def test_nothing_is_lost_where_the_guess_is_the_fixed_point():
     params = params | {"embed": {"embedding": table}, "head": {"kernel": table}}
     data = gate.batch([[4] * 9])
     made, _ = gate.objective("cllm", window=3)
-    start = made.init(jax.random.key(0), Weights(params))
-    _, metrics = jax.jit(made.loss)(start.params, params, data, jax.random.key(0))
+    start = made.init(jax.random.key(0), Weights(params), None)
+    _, metrics = jax.jit(made.loss)(start.params, params, data, jax.random.key(0), gate.MOMENT)
     assert float(metrics["consistency"]) == 0 and float(metrics["iterations"]) == 0
 
 

@@ -10,13 +10,22 @@ from jaxdecode.core.protocols import Weights
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder
 from jaxdecode.training import whole
-from jaxdecode.training.objective import program
+from jaxdecode.training.objective import Moment, program
 from jaxdecode.training.objectives import early_exit
 from jaxdecode.training.recipes import RECIPES
 from tests import toys
 from tests.training import gate
 
 EVERY = {"stride": 1, "dropout": 0.0}
+
+
+def at(step, num_steps=100):
+    return Moment(jnp.int32(step), num_steps)
+
+
+def read(layers, counts):
+    """The layers that are read."""
+    return np.asarray(layers)[np.asarray(counts)].tolist()
 
 
 def test_weights_of_three_exits_of_eight_layers():
@@ -30,14 +39,22 @@ def test_weights_of_three_exits_of_eight_layers():
 @pytest.mark.parametrize("weights", ["uniform", "linear", "sum", "sqrt", "inverse"])
 def test_exits_take_turns_and_what_does_not_exist_weighs_nothing(weights):
     config = early_exit.Config(stride=3, weights=weights)
-    found = [early_exit.exits(jnp.int32(first), 8, config) for first in range(3)]
-    real = [np.asarray(layers)[np.asarray(valid)].tolist() for layers, valid in found]
-    assert real == [[0, 3, 6, 7], [1, 4, 7], [2, 5, 7]]
+    found = [early_exit.exits(at(step), 8, config) for step in range(4)]
+    assert [read(*one) for one in found] == [[0, 3, 6, 7], [1, 4, 7], [2, 5, 7], [0, 3, 6, 7]]
     layers, valid = found[2]
     weight = early_exit.weigh(layers, valid, 8, config)
     assert (np.asarray(weight) > 0).tolist() == valid.tolist()
     short = early_exit.weigh(jnp.asarray([2, 5, 7]), jnp.ones(3, bool), 8, config)
     np.testing.assert_allclose(np.asarray(weight)[np.asarray(valid)], short, rtol=1e-6)
+
+
+def test_exits_are_switched_on_from_the_last_to_the_first():
+    """Of four layers all count after half the run: one more for every eighth."""
+    config = early_exit.Config(curriculum="gradual")
+    found = [read(*early_exit.exits(at(step, 16), 4, config)) for step in range(0, 16, 2)]
+    assert found == [[3], [3], [2, 3], [1, 2, 3], *[[0, 1, 2, 3]] * 4]
+    whole = [early_exit.Config(curriculum="gradual", opening=1.0), at(8, 16)]
+    assert read(*early_exit.exits(whole[1], 4, whole[0])) == [2, 3]
 
 
 def test_deeper_layers_are_dropped_more_often():
@@ -76,6 +93,11 @@ def test_the_loss_is_its_formula_on_packed_texts():
     errors = plain_errors(lm, row)
     assert found == pytest.approx((0.2 * 1 * errors[0] + 3 * errors[1]) / 3.2, rel=1e-4)
     assert metrics["error"] == pytest.approx(errors[1], rel=1e-4)
+    # Of two layers the first is read once `opening` is over.
+    asked = {"curriculum": "gradual", "dropout": 0.0}
+    for step, wanted in ((0, errors[1]), (9, errors[1]), (10, found), (19, found)):
+        value, _ = gate.first_loss("layerskip", packed, moment=at(step, 20), **asked)
+        assert value == pytest.approx(wanted, rel=1e-4), step
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
@@ -111,7 +133,7 @@ def test_every_part_of_the_target_learns():
 
 def test_what_is_not_trained_is_exported_as_it_was():
     lm, (made, _) = toys.model(), gate.objective("layerskip")
-    start = made.init(jax.random.key(0), Weights(lm.params))
+    start = made.init(jax.random.key(0), Weights(lm.params), None)
     back = made.export(start.params, lm.params).target
     assert jax.tree.structure(back) == jax.tree.structure(lm.params)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(lm.params), strict=True):
@@ -138,6 +160,10 @@ def test_the_gate_can_fail():
 def test_settings_are_checked():
     with pytest.raises(InputError, match="weights='square' is not known; use one of uniform"):
         early_exit.Config(weights="square")
+    with pytest.raises(InputError, match="curriculum='sudden' is not known; use one of rotational"):
+        early_exit.Config(curriculum="sudden")
+    with pytest.raises(InputError, match="opening=0"):
+        early_exit.Config(opening=0)
     with pytest.raises(InputError, match="dropout=1"):
         early_exit.Config(dropout=1)
     with pytest.raises(InputError, match="stride=0"):

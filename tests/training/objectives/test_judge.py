@@ -84,7 +84,7 @@ def test_the_loss_is_its_formula():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge.probed, "filled", spy)
-        found, _ = made.loss(params, lm.params, jax.tree.map(jnp.asarray, data), KEY)
+        found, _ = made.loss(params, lm.params, jax.tree.map(jnp.asarray, data), KEY, gate.MOMENT)
 
     def score(tokens):
         state = toys.full_logits(lm, tokens, taps=("final",))[1]["final"][-1]

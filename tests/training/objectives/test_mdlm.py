@@ -18,7 +18,7 @@ def estimates(num=200, rows=64, **settings):
     """Estimates of the bound on two equal tokens by the perfect model, one per batch, in nats."""
     made = mdlm.make(mdlm.Config(**settings), Models(perfect()))
     batch = twin_rows(rows)
-    loss = jax.jit(lambda key: made.loss({}, {}, batch, key)[0])
+    loss = jax.jit(lambda key: made.loss({}, {}, batch, key, gate.MOMENT)[0])
     return 2 * np.stack([loss(key) for key in jax.random.split(jax.random.key(0), num)])
 
 
@@ -67,7 +67,7 @@ def test_loss_written_out(monkeypatch):
     monkeypatch.setattr(mdlm.schedules, "antithetic", antithetic)
     config = mdlm.Config(mask_token=MASK)
     made = mdlm.make(config, Models(lm.bound))
-    found, metrics = jax.jit(made.loss)(lm.params, {}, batch, jax.random.key(2))
+    found, metrics = jax.jit(made.loss)(lm.params, {}, batch, jax.random.key(2), gate.MOMENT)
     t = 1e-3 + (1 - 1e-3) * seen["t"][0, 0]
     values = by_hand(lm, batch, np.asarray(masked), t, config)
     assert float(found) == pytest.approx(values.sum() / 7, rel=1e-4)

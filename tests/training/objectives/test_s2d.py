@@ -26,7 +26,7 @@ def test_the_draft_model_may_begin_as_the_targets_first_layers():
     lm, cut = toys.model("gemma"), toys.gemma_like(num_layers=3, layer_windows=(7, 7, 0))
     small = api.from_params(cut, toys.params(cut, 3), name="small")
     made = s2d.make(s2d.Config(), Models(lm.bound, small.bound))
-    start = made.init(jax.random.key(0), Weights(lm.params, small.params))
+    start = made.init(jax.random.key(0), Weights(lm.params, small.params), None)
     found = made.export(start.params, lm.params).draft
     wanted = lm.params | {"layers": lm.params["layers"][:3]}
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
@@ -38,11 +38,11 @@ def test_a_draft_model_that_cannot_begin_there_is_refused():
     other = api.from_params(wide, toys.params(wide), name="wide")
     made = s2d.make(s2d.Config(), Models(lm.bound, other.bound))
     with pytest.raises(InputError, match="other widths.*objective.begin=draft"):
-        made.init(jax.random.key(0), Weights(lm.params, other.params))
+        made.init(jax.random.key(0), Weights(lm.params, other.params), None)
     deep = toys.model("gemma")
     made = s2d.make(s2d.Config(), Models(lm.bound, deep.bound))
     with pytest.raises(InputError, match="first 4 layers.*there are 2"):
-        made.init(jax.random.key(0), Weights(lm.params, deep.params))
+        made.init(jax.random.key(0), Weights(lm.params, deep.params), None)
     with pytest.raises(InputError, match="begin='both'"):
         s2d.Config(begin="both")
     with pytest.raises(InputError, match="exits=.5,. go past"):
