@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdecode.training.data import pack, to_batch
@@ -13,7 +14,7 @@ from jaxdecode.training.texts import Text
 # Noises that every text is measured with.
 DRAWS = 4
 # Losses that change over a run are those of its end, so that measurements can be compared.
-END = Moment(np.int32(999_999), 1_000_000)
+_END = 999_999, 1_000_000
 
 
 class LossExam:
@@ -28,7 +29,8 @@ class LossExam:
         packed = pack([len(text.tokens) for text in self.texts], width)
         lines = [[self.texts[i] for i in row] for row in packed]
         self._batches = [to_batch(lines[i : i + rows], width) for i in range(0, len(lines), rows)]
-        self._loss = jax.jit(lambda *args: loss(*args, END)[0])
+        step, num_steps = _END
+        self._loss = jax.jit(lambda *args: loss(*args, Moment(jnp.int32(step), num_steps))[0])
 
     def measure(self, params: Any, target: Any) -> float:
         """Mean loss per learned token, in the objective's unit."""
@@ -43,4 +45,4 @@ class LossExam:
 
 
 def _on_device(batch: Batch) -> Batch:
-    return jax.tree.map(jax.numpy.asarray, batch)
+    return jax.tree.map(jnp.asarray, batch)
