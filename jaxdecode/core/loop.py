@@ -203,6 +203,8 @@ def _count(stats: Stats, before: Canvas, after: Canvas, proposal: Proposal | Win
     live = (~before.done).astype(jnp.int32)
     if isinstance(proposal, Window):
         forwarded = proposal.num if proposal.contrast is None else 2 * proposal.num
+        if proposal.nested is not None:
+            forwarded = forwarded * (1 + proposal.nested.valid.sum(-1, dtype=jnp.int32))
         decided = (before.open & ~after.open).sum(-1, dtype=jnp.int32)
         accepted = jnp.maximum(decided - 1, 0)
     else:

@@ -233,4 +233,14 @@ FILL = {
         source="arXiv:2505.15781",
         summary="llada that reuses keys and values of a slot a step after it was decided",
     ),
+    "freedave": Entry(
+        drafter="freedave",
+        tree="window",
+        verifier="nested",
+        commit="picked",
+        reference="llada",
+        source="arXiv:2510.00294",
+        summary="the tokens of llada: tries its next steps at once and takes those that are right",
+        refuses=("repetition_penalty",),
+    ),
 }

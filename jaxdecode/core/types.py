@@ -183,6 +183,23 @@ class Proposal:
 
 
 @pytree
+class Nested:
+    """Texts that a row may come to, each with one more slot filled than the one before.
+
+    Attributes:
+        tokens: their first M rows of the window, the mask token where undecided.
+        slot: the slot of the window that each fills besides.
+        token: with what.
+        valid: which of them exist; after the first that does not, none does.
+    """
+
+    tokens: Int[Array, "B J M"]
+    slot: Int[Array, "B J"]
+    token: Int[Array, "B J"]
+    valid: Bool[Array, "B J"]
+
+
+@pytree
 class Window:
     """The proposal of methods that fill slots in any order: N slots go in, W neighbours decide.
 
@@ -192,7 +209,8 @@ class Window:
         num: rows that exist; later ones are padding.
         cached: cache slots below this count are seen, save those that the rows stand for.
         start: first of the W slots that may be decided: start, start + 1, ...
-        scored: the row whose hidden state scores each of them: its own, or the one before it.
+        scored: the row whose hidden state scores each of them: its own, or the one before it; of
+            nested texts, of each text in turn, the text as it is first.
         open: which of them are undecided and may be decided now.
         step: earlier steps on this block.
         size: slots of this block that were undecided before its first step.
@@ -203,6 +221,7 @@ class Window:
             away from what it gives. None without guidance.
         slots: slot of each row, in rising order, where they are not neighbours; past the canvas
             for padding. None: first, first + 1, ...
+        nested: texts that go in beside this one, in rows before its own. None: no others.
     """
 
     tokens: Int[Array, "B N"]
@@ -210,7 +229,7 @@ class Window:
     num: Int[Array, "B"]
     cached: Int[Array, "B"]
     start: Int[Array, "B"]
-    scored: Int[Array, "B W"]
+    scored: Int[Array, "B K*W"]
     open: Bool[Array, "B W"]
     step: Int[Array, "B"]
     size: Int[Array, "B"]
@@ -219,6 +238,7 @@ class Window:
     block: int = static(default=0)
     contrast: Int[Array, "B N"] | None = None
     slots: Int[Array, "B N"] | None = None
+    nested: Nested | None = None
 
 
 @pytree
@@ -229,11 +249,13 @@ class Candidates:
         tokens: its draw.
         logprob: log-probability of that token under the target, before the warp.
         scores: the target's scores, the mask token's at -inf.
+        picked: slots that a verifier which takes whole steps has decided on; None from others.
     """
 
     tokens: Int[Array, "B W"]
     logprob: Float[Array, "B W"]
     scores: Float[Array, "B W V"]
+    picked: Bool[Array, "B W"] | None = None
 
 
 @pytree

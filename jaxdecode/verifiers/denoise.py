@@ -35,10 +35,10 @@ def _verify(
     weights: Weights, request: Request, canvas: Canvas, proposal: Window, output: TargetOutput
 ) -> Candidates:
     del weights
-    return walk.by_row(_row, request, canvas, proposal, output.logits)
+    return walk.by_row(candidates, request, canvas, proposal, output.logits)
 
 
-def _row(
+def candidates(
     with_noise: bool,
     key: Array,
     sampling: Sampling,
@@ -46,6 +46,7 @@ def _row(
     window: Window,
     logits: Float[Array, "W V"],
 ) -> Candidates:
+    """Those of one row."""
     num_slots, size = logits.shape
     scores = logits.at[:, window.mask_token].set(-jnp.inf)
     seen = walk.seen_tokens(canvas, sampling, size)

@@ -1,0 +1,91 @@
+"""The walk down nested texts: as many steps of the plain sampler as were tried rightly.
+
+The text as it is leads to a step: its likeliest slot takes its candidate. Where that is what the
+first text that was tried has filled in, that text is what the plain sampler would see next, and its
+own step is known too; and so on. What is decided is the steps of all texts that were reached.
+
+Exactness: L0 against one slot per pass; the draws of a step are those of that step.
+Source: arXiv:2510.00294.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
+from jaxdecode.core.types import Candidates, Canvas, Nested, Request, Window
+from jaxdecode.trees import walk
+from jaxdecode.verifiers import denoise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """No options."""
+
+
+def make(config: Config) -> Verifier:
+    """The verifier."""
+    del config
+    return Verifier(verify=functools.partial(_verify, _reached))
+
+
+def _verify(
+    reached, weights: Weights, request: Request, canvas: Canvas, proposal: Window,
+    output: TargetOutput,
+) -> Candidates:  # fmt: skip
+    del weights
+    assert proposal.nested is not None and output.logits is not None
+    batch, width = proposal.open.shape
+    logits = output.logits.reshape(batch, -1, width, output.logits.shape[-1])
+    wanted = []
+    for number in range(logits.shape[1]):
+        text = dataclasses.replace(proposal, calls=proposal.calls + number)
+        wanted.append(walk.by_row(denoise.candidates, request, canvas, text, logits[:, number]))
+    tokens = jnp.stack([each.tokens for each in wanted], axis=1)
+    logprob = jnp.stack([each.logprob for each in wanted], axis=1)
+    walked = functools.partial(_walk, reached)
+    tokens, logprob, picked = jax.vmap(walked)(proposal.open, proposal.nested, tokens, logprob)
+    return Candidates(
+        tokens=tokens, logprob=logprob, scores=wanted[0].scores, picked=picked & proposal.open
+    )
+
+
+def _reached(
+    before: Bool[Array, ""], nested: Nested, number: Int[Array, ""], slot: Array, token: Array
+) -> Bool[Array, ""]:
+    """Whether a step from one text leads to the next that was tried."""
+    return (
+        before
+        & nested.valid[number]
+        & (nested.slot[number] == slot)
+        & (nested.token[number] == token)
+    )
+
+
+def _walk(
+    reached,
+    open: Bool[Array, "W"],
+    nested: Nested,
+    tokens: Int[Array, "K W"],
+    logprob: Float[Array, "K W"],
+) -> tuple[Int[Array, "W"], Float[Array, "W"], Bool[Array, "W"]]:
+    """Tokens of all slots, those that are decided with their own step's."""
+    alive, left, picked = jnp.bool_(True), open, jnp.zeros_like(open)
+    found = tokens[0], logprob[0]
+    for number in range(tokens.shape[0]):
+        slot = jnp.argmax(jnp.where(left, logprob[number], -jnp.inf))
+        here = jnp.arange(len(open)) == slot
+        # What is still undecided is told by the last text that was reached.
+        fresh = alive & ~picked
+        found = (
+            jnp.where(fresh, tokens[number], found[0]),
+            jnp.where(fresh, logprob[number], found[1]),
+        )
+        picked |= here & left & alive
+        left &= ~here
+        if number + 1 < tokens.shape[0]:
+            alive = reached(alive, nested, number, slot, tokens[number, slot])
+    return *found, picked

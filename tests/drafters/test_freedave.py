@@ -1,0 +1,85 @@
+"""FreeDave: the tokens of one slot per pass, in fewer passes, with every reuse."""
+
+import functools
+
+import numpy as np
+import pytest
+
+import jaxdecode as jd
+from jaxdecode.verifiers import nested
+from tests import toys
+
+DUAL = {"block_length": 8, "reuse": "dual"}
+CASES = [
+    ({}, {}, {}),
+    ({}, DUAL, {}),
+    ({"shifted": True}, DUAL, {}),
+    ({"block": 8, "shifted": True}, {}, {}),
+    ({"block": 8}, {"reuse": "none"}, {}),
+    ({}, {}, {"temperature": 0.8, "seed": 5}),
+    ({}, DUAL, {"temperature": 0.8, "seed": 5}),
+]
+
+
+def prompts(num, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 60, rng.integers(1, 14)).tolist() for _ in range(num)]
+
+
+def both(parts, asked, rows, **more):
+    """The plain sampler's result, and FreeDave's."""
+    lm, asked = toys.denoiser(**parts), {"max_new_tokens": 24} | asked
+    plain = jd.generate(lm, rows, method="llada", **asked)
+    return plain, jd.generate(lm, rows, method="freedave", **asked, **more)
+
+
+def check(parts, asked, rows, **more):
+    plain, ours = both(parts, asked, rows, **more)
+    assert ours.tokens == plain.tokens
+    for a, b in zip(ours.logprobs, plain.logprobs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    return [[stats.nfe for stats in out.stats] for out in (plain, ours)]
+
+
+@pytest.mark.parametrize(("parts", "options", "law"), CASES)
+def test_tokens_are_those_of_one_slot_per_pass(parts, options, law):
+    plain, ours = check(parts, options | law, prompts(8))
+    assert all(a <= b for a, b in zip(ours, plain, strict=True))
+    if not law:
+        assert sum(ours) < 0.9 * sum(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_draft", [1, 3, 7])
+@pytest.mark.parametrize(("parts", "options", "law"), CASES)
+def test_tokens_of_two_hundred_rows(parts, options, law, num_draft):
+    rows = prompts(200, seed=1)
+    plain, ours = check(parts, options | law, rows, num_draft=num_draft)
+    assert all(a <= b for a, b in zip(ours, plain, strict=True))
+
+
+def test_without_tries_it_is_the_plain_sampler():
+    plain, ours = check({}, DUAL, prompts(4), num_draft=0)
+    assert plain == ours
+
+
+def test_tokens_forwarded_are_those_of_all_texts():
+    """One text in the first pass; in later ones as many as there may be steps left."""
+    lm = toys.denoiser()
+    (stats,) = jd.generate(lm, [[5]], method="freedave", max_new_tokens=3, num_draft=1).stats
+    # 4 slots; three undecided, then two with one text tried, then perhaps one.
+    assert stats.tokens_forwarded == 4 + 8 + 4 * (stats.nfe - 2)
+
+
+def test_a_walk_that_takes_a_step_too_many_is_found(monkeypatch):
+    """The broken twin: every text that was tried counts as reached."""
+
+    def reached(before, nested, number, slot, token):
+        del slot, token
+        return before & nested.valid[number]
+
+    make = functools.partial(nested._verify, reached)
+    monkeypatch.setattr(nested, "make", lambda config: nested.Verifier(verify=make))
+    # Options of its own, so that no bundle with the right walk is reused.
+    plain, ours = both({}, {"max_new_tokens": 23}, prompts(4), num_draft=5)
+    assert ours.tokens != plain.tokens

@@ -1,0 +1,39 @@
+"""The walk down nested texts, by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdecode.core.types import Nested
+from jaxdecode.verifiers import nested
+
+# Three texts over four slots; the last slot is decided already.
+TOKENS = jnp.array([[5, 6, 7, 0], [5, 1, 7, 0], [2, 2, 2, 0]])
+LOGPROB = jnp.log(jnp.array([[0.5, 0.9, 0.5, 1.0], [0.3, 1.0, 0.8, 1.0], [0.4, 1.0, 1.0, 1.0]]))
+OPEN = jnp.array([True, True, True, False])
+
+
+@pytest.mark.parametrize(
+    ("slot", "token", "valid", "picked", "tokens"),
+    [
+        # Nothing was tried: the likeliest slot takes its token.
+        ([0, 0], [0, 0], [False, False], [1], [5, 6, 7]),
+        # The first text is right, the second fills the right slot with another token.
+        ([1, 2], [6, 9], [True, True], [1, 2], [5, 6, 7]),
+        # Both are right: the last slot is told by the last text.
+        ([1, 2], [6, 7], [True, True], [0, 1, 2], [2, 6, 7]),
+        # The first is wrong, so that the second does not count.
+        ([0, 2], [5, 7], [True, True], [1], [5, 6, 7]),
+    ],
+)
+def test_steps_by_hand(slot, token, valid, picked, tokens):
+    tried = Nested(
+        tokens=jnp.zeros((2, 4), jnp.int32),
+        slot=jnp.array(slot),
+        token=jnp.array(token),
+        valid=jnp.array(valid),
+    )
+    ours, logprob, chosen = nested._walk(nested._reached, OPEN, tried, TOKENS, LOGPROB)
+    assert np.flatnonzero(chosen).tolist() == picked
+    assert ours[:3].tolist() == tokens
+    assert logprob.shape == (4,)
