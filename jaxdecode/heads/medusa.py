@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
+from jaxdecode.core import ops
 from jaxdecode.models.config import ModelConfig
 
 
@@ -94,5 +95,6 @@ def logits(
 
 
 def _per_head(x: Float[Array, "*B H I"], kernel: Float[Array, "H I O"]) -> Float[Array, "*B H O"]:
-    x = x.astype(kernel.dtype)
-    return jnp.einsum("...hi,hio->...ho", x, kernel, preferred_element_type=jnp.float32)
+    # One by one: XLA:CPU has no product of several 16-bit matrices at once.
+    parts = [ops.linear(x[..., k, :], kernel[k]) for k in range(kernel.shape[0])]
+    return jnp.stack(parts, axis=-2)

@@ -7,6 +7,7 @@ import pytest
 
 import jaxdecode as jd
 from jaxdecode.core import masks
+from jaxdecode.core.protocols import HeadSpec
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
@@ -81,3 +82,19 @@ def test_trees_that_do_not_fit_the_heads_are_refused(tmp_path):
     with pytest.raises(InputError, match="num_draft=64 is out of range"):
         run(num_draft=64)
     assert run(num_draft=5).stats[0].tokens_forwarded % 6 == 0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_heads_compute_in_bfloat16_too(own):
+    lm = toys.model()
+    spec = HeadSpec("medusa", medusa.Shape(num_heads=3, own_head=own))
+    exact = smallest.random_heads(spec, lm).params
+    x = jax.random.normal(jax.random.key(0), (5, lm.config.hidden_size))
+
+    @jax.jit
+    def scores(params, x):
+        return medusa.logits(spec.shape, params, x, lambda states: states)
+
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), exact)
+    found, wanted = scores(low, x.astype(jnp.bfloat16)), scores(exact, x)
+    np.testing.assert_allclose(np.asarray(found, np.float32), wanted, atol=0.1, rtol=0.05)
