@@ -95,7 +95,8 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_objective_has_the_parameters_of_the_seam(recipe):
-    made, _ = gate.objective(recipe)
+    # Toys have no mask token of their own.
+    made, _ = gate.objective(recipe, **({"mask_token": 3} if fills(recipe) else {}))
     for field, wanted in SIGNATURES.items():
         function = getattr(made, field)
         if function is not None:
