@@ -8,7 +8,7 @@ them, the step after it is known as well, and so on (`verifiers.nested`).
 Exactness: L0 against `llada` with the same blocks and reuse: every step that is taken is a step of
 it, only several per pass. In the first pass on a block, which renews keys and values, nothing is
 tried.
-Cost: a pass takes in the window num_draft + 1 times.
+Cost: a pass takes in the window num_draft + 1 times; with reuse "prefix" as many times the text.
 Source: arXiv:2510.00294. There the first text is committed before the pass and its step after it;
 here both are in the same pass, so that a pass takes at least one step.
 """
@@ -97,11 +97,14 @@ def _propose(
     num_slots = canvas.tokens.shape[1]
     # Guesses exist from the second step on a block; the last slot is left to the text as it is.
     left = window.open.sum(-1, dtype=jnp.int32)
-    rank = confidence.rank(state.logprob, window.open)
+    # By probability as `llada` has it: of log-probabilities, more are different.
+    rank = confidence.rank(jnp.exp(state.logprob), window.open)
     turn = jnp.arange(num_draft)
     slot = jnp.argmax(rank[:, None] == turn[:, None], axis=-1).astype(jnp.int32)
     valid = (turn < left[:, None] - 1) & (window.step > 0)[:, None]
-    width = plan.block + plan.shift if plan.reuse != "none" else num_slots
+    # Every text has rows of its own for all that a step takes in.
+    whole = plan.reuse in ("none", "prefix")
+    width = num_slots if whole else plan.block + plan.shift
     filled = window.open[:, None] & (rank[:, None] <= turn[:, None])
     nested = Nested(
         tokens=_texts(window, state.tokens, filled, width),

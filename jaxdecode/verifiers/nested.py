@@ -76,7 +76,7 @@ def _walk(
     alive, left, picked = jnp.bool_(True), open, jnp.zeros_like(open)
     found = tokens[0], logprob[0]
     for number in range(tokens.shape[0]):
-        slot = jnp.argmax(jnp.where(left, logprob[number], -jnp.inf))
+        slot = jnp.argmax(jnp.where(left, jnp.exp(logprob[number]), -jnp.inf))
         here = jnp.arange(len(open)) == slot
         # What is still undecided is told by the last text that was reached.
         fresh = alive & ~picked

@@ -14,8 +14,11 @@ CASES = [
     ({}, {}, {}),
     ({}, DUAL, {}),
     ({"shifted": True}, DUAL, {}),
+    ({}, DUAL | {"reuse": "prefix"}, {}),
     ({"block": 8, "shifted": True}, {}, {}),
     ({"block": 8}, {"reuse": "none"}, {}),
+    pytest.param({"shifted": True}, DUAL | {"reuse": "prefix"}, {}, marks=pytest.mark.slow),
+    pytest.param({}, {"block_length": 8}, {}, marks=pytest.mark.slow),
     ({}, {}, {"temperature": 0.8, "seed": 5}),
     ({}, DUAL, {"temperature": 0.8, "seed": 5}),
 ]

@@ -37,3 +37,16 @@ def test_steps_by_hand(slot, token, valid, picked, tokens):
     assert np.flatnonzero(chosen).tolist() == picked
     assert ours[:3].tolist() == tokens
     assert logprob.shape == (4,)
+
+
+def test_slots_of_equal_probability_come_in_their_order():
+    """As in `llada`, which compares probabilities: those of -1e-9 and 0 are both 1."""
+    none = Nested(
+        tokens=jnp.zeros((1, 4), jnp.int32),
+        slot=jnp.zeros(1, jnp.int32),
+        token=jnp.zeros(1, jnp.int32),
+        valid=jnp.zeros(1, bool),
+    )
+    sure = jnp.array([[-1.0, -1e-9, 0.0, 0.0]] * 2)
+    chosen = nested._walk(nested._reached, OPEN, none, TOKENS[:2], sure)[2]
+    assert np.flatnonzero(chosen).tolist() == [1]
