@@ -22,19 +22,34 @@ from jaxdecode.evals.bench_lines import Line, reference
 from jaxdecode.sampling import confidence
 
 # Settings at which a rule decides one slot per step, by its file; each with the order it has.
+_ONE: dict[str, Any] = {"steps": 0, "schedule": "even"}
 STRICT: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "quota": (
-        ("probability", {"order": "probability", "steps": 0, "schedule": "even"}),
-        ("left_to_right", {"order": "left_to_right", "steps": 0, "schedule": "even"}),
-        ("random", {"order": "random", "steps": 0, "schedule": "even"}),
+        ("probability", _ONE | {"order": "probability", "order_noise": 0.0}),
+        ("left_to_right", _ONE | {"order": "left_to_right", "order_noise": 0.0}),
+        ("random", _ONE | {"order": "random", "order_noise": 0.0}),
     ),
     "threshold": (("probability", {"threshold": 1.0}),),
     "factor": (("probability", {"factor": 1e-6}),),
+    "ancestral": (("random", {"steps": 0}),),
+    "confident": (("probability", _ONE | {"threshold": 1.0}),),
+    "entropy": (("entropy", {"threshold": 0.0}),),
+    "entropy_bound": (("entropy", {"gamma": 0.0, "order": "entropy"}),),
+    "early_answer": (("probability", _ONE | {"gaps": (1e6, 1e6, 1e6)}),),
+    "late_end": (("probability", _ONE | {"end_weight": 1.0}),),
+    "second_look": (("probability", _ONE | {"budget": 0.0}),),
 }
 # Orders that are drawn, so that a rule's choice cannot be enumerated.
 DRAWN_ORDERS = ("random",)
 # The same of drafters: one block, and nothing approximate.
-WHOLE: dict[str, dict[str, Any]] = {"denoise": {"block_length": 0, "reuse": "none"}}
+WHOLE: dict[str, dict[str, Any]] = {
+    "denoise": {"block_length": 0, "reuse": "none"},
+    "adablock": {"min_delimiter": 2.0, "delimiters": (0,), "reuse": "none"},
+    "guided": {"block_length": 0, "reuse": "none", "guidance": 0.0},
+    "delayed": {"block_length": 0, "renew_every": 1},
+}
+# What a drafter must be given where there is no tokenizer.
+GIVEN: dict[str, dict[str, Any]] = {"adablock": {"delimiters": (0,)}}
 TEXTS, TEXT_NEW = 64, 12
 TEMPERATURES = (0.0, 0.9)
 
@@ -99,7 +114,8 @@ def prove(
     p_values = [case.p_value for case in found]
     loose = None
     if METHODS[name].level not in ("L0", "L1"):
-        usual = _counts(_setup(name, {}), min(samples, twin_samples), progress)
+        given = GIVEN.get(METHODS[name].drafter, {})
+        usual = _counts(_setup(name, given), min(samples, twin_samples), progress)
         law = law_of(cases[0][0])
         loose = sampled.total_variation(usual, law) - sampled.noise_floor(usual, law)
     return Found(

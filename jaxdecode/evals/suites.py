@@ -70,7 +70,10 @@ def usual(suite: str, size: int) -> list[Trial]:
     rules += [_trial(f"fast_dllm_factor:{_WHOLE}")]
     if suite == "text":
         steps = [max(1, size >> i) for i in range(5)]
-        plain = [_trial(f"llada:steps={n}", 1.0) for n in dict.fromkeys(steps)]
+        # In random order it is the model's own law that is drawn from; by probability text repeats.
+        orders = (":order=random", "")
+        steps = list(dict.fromkeys(steps))
+        plain = [_trial(f"llada:steps={n}{order}", 1.0) for order in orders for n in steps]
         return plain + [trial._replace(temperature=1.0) for trial in rules]
     steps = [size // k for k in divisors(size)]
     drawn = [_trial(f"llada:steps={n}:order=random", 1.0) for n in steps]

@@ -80,7 +80,7 @@ def test_a_line_is_proven_and_its_twin_convicted(name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FILL if exactness_fill.provable(name)])
 def test_every_line_is_proven_with_many_samples(name):
-    proof = exactness.prove(name, 200_000)
+    proof = exactness.prove(name, 60_000)
     assert proof.passed, proof
 
 

@@ -77,6 +77,9 @@ def test_trials_of_a_suite_and_of_ones_own():
     ]
     grid = suites.usual("parallelbench", 4)
     assert len(grid) == 3 + 4 * 3 + 4 + 1 and len({trial.label for trial in grid}) == len(grid)
+    text = [trial.label for trial in suites.usual("text", 4)]
+    assert text[:3] == [f"llada:steps={n}:order=random T=1" for n in (4, 2, 1)]
+    assert text[3:6] == [f"llada:steps={n} T=1" for n in (4, 2, 1)]
     own = suites.trials("llada:steps=2,fast_dllm", (0.0, 0.5))
     assert [trial.label for trial in own] == [
         "llada:steps=2", "fast_dllm", "llada:steps=2 T=0.5", "fast_dllm T=0.5",
