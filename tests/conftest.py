@@ -1,9 +1,11 @@
 """How the whole suite compiles: cheaply, once where tests can share, and forgotten in time."""
 
+import atexit
 import gc
 import importlib.metadata
 import os
-from pathlib import Path
+import shutil
+import tempfile
 
 # Programs of the tests are tiny and run a few times: optimising them costs more than it saves.
 # Set before JAX starts, so that every worker and child process reads it; XLA_FLAGS= in the
@@ -17,10 +19,11 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Halves the time; later versions have no such choice and end at an unknown flag.
     CHEAP.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(CHEAP))
-# Most programs of a test are compiled in others too: workers and later runs share them.
-CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 << 30))
+# Most programs of a test are compiled in others too: the workers of a run share them. The folder has
+# no bound: with one, JAX reads the whole folder under a lock at every entry.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdecode-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Where plugins are installed but their devices are absent, JAX would look for these and fail.
