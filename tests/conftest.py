@@ -19,8 +19,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Halves the time; later versions have no such choice and end at an unknown flag.
     CHEAP.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(CHEAP))
-# Most programs of a test are compiled in others too: the workers of a run share them. The folder has
-# no bound: with one, JAX reads the whole folder under a lock at every entry.
+# Most programs of a test are compiled in others too: the workers of a run share them. The folder
+# has no bound: with one, JAX reads the whole folder under a lock at every entry.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdecode-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
