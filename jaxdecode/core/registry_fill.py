@@ -1,216 +1,134 @@
 """FILL: the lines that fill slots in any order. Pure data; part of METHODS in `registry.py`."""
 
+from functools import partial
 from types import MappingProxyType
 
 from jaxdecode.core.entry import Entry
 
+# What most lines have in common; a line says what is different.
+_Line = partial(
+    Entry, drafter="denoise", tree="window", verifier="denoise", level="L3", reference="llada"
+)
+
 FILL = {
-    "llada": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "llada": _Line(
         commit="quota",
         cache="none",
-        reference="llada",
+        level="L0",
         source="arXiv:2502.09992",
         summary="fills masked slots, a fixed number per step, those it is surest of first",
     ),
-    "fast_dllm": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "fast_dllm": _Line(
         commit="threshold",
-        level="L3",
-        reference="llada",
         source="arXiv:2505.22618",
         summary="fills every slot it is sure enough of; keys and values renewed once per block",
         options=MappingProxyType({"block_length": 32, "reuse": "dual"}),
     ),
-    "fast_dllm_factor": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "fast_dllm_factor": _Line(
         commit="factor",
-        level="L3",
-        reference="llada",
         source="arXiv:2505.22618",
         summary="fast_dllm with as many slots per step as its theorem allows",
         options=MappingProxyType({"block_length": 32, "reuse": "dual"}),
     ),
-    "dream": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "dream": _Line(
         commit="quota",
-        level="L3",
-        reference="llada",
         source="arXiv:2508.15487",
         summary="fills by a linear clock, the slots of the clearest law first",
         options=MappingProxyType({"schedule": "linear", "order": "entropy"}),
     ),
-    "dream_origin": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "dream_origin": _Line(
         commit="ancestral",
-        level="L3",
         reference="first_hitting",
         source="arXiv:2508.15487",
         summary="decides every slot by a linear clock's chance, in a given number of steps",
         options=MappingProxyType({"steps": 512}),
     ),
-    "mdlm": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "mdlm": _Line(
         commit="ancestral",
-        level="L3",
         reference="first_hitting",
         source="arXiv:2406.07524",
         summary="undoes the hiding of slots as it was done: each by its own chance",
         options=MappingProxyType({"steps": 1000}),
     ),
-    "first_hitting": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "first_hitting": _Line(
         commit="ancestral",
         cache="none",
         reference="first_hitting",
+        level="L0",
         source="arXiv:2409.02908",
         summary="fills one slot per pass, in a uniformly random order",
     ),
-    "ass": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "ass": _Line(
         commit="quota",
-        level="L3",
-        reference="llada",
         source="arXiv:2509.23924",
         summary="fills 1, 2, 4, ... slots: as many passes as a power of two needs",
         options=MappingProxyType({"schedule": "doubling"}),
     ),
-    "dimple": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "dimple": _Line(
         commit="confident",
-        level="L3",
-        reference="llada",
         source="arXiv:2505.16990",
         summary="fills every slot it is sure of, or what a schedule gives where it is not",
     ),
-    "dparallel": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "dparallel": _Line(
         commit="entropy",
-        level="L3",
-        reference="llada",
         source="arXiv:2509.26488",
         summary="fills every slot of little entropy; for models trained to be certain",
         options=MappingProxyType({"block_length": 32}),
     ),
-    "eb_sampler": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "eb_sampler": _Line(
         commit="entropy_bound",
-        level="L3",
-        reference="llada",
         source="arXiv:2505.24857",
         summary="fills as many slots as can cost only so many nats of dependence",
     ),
-    "prophet": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "prophet": _Line(
         commit="early_answer",
-        level="L3",
-        reference="llada",
         source="arXiv:2508.19982",
         summary="fills all that is left once the target has made up its mind",
     ),
-    "eoser": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "eoser": _Line(
         commit="late_end",
-        level="L3",
-        reference="llada",
         source="arXiv:2509.23924",
         summary="holds end tokens back while it is early, so that a whole text fills at once",
     ),
-    "adablock": Entry(
+    "adablock": _Line(
         drafter="adablock",
-        tree="window",
-        verifier="denoise",
         commit="threshold",
-        level="L3",
         reference="fast_dllm",
         source="arXiv:2509.26432",
         summary="fast_dllm with blocks that end where a line or sentence is likely to",
         options=MappingProxyType({"reuse": "dual"}),
     ),
-    "cfg": Entry(
+    "cfg": _Line(
         drafter="guided",
-        tree="window",
-        verifier="denoise",
         commit="quota",
-        level="L3",
-        reference="llada",
         source="arXiv:2502.09992",
         summary="llada guided away from what the target would write without the given text",
     ),
-    "rcr": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "rcr": _Line(
         commit="running",
-        level="L3",
-        reference="llada",
         source="arXiv:2508.13148",
         summary="keeps the surest slots of a block, and undoes those that fall behind",
         options=MappingProxyType({"block_length": 32}),
     ),
-    "remdm": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "remdm": _Line(
         commit="remask",
-        level="L3",
         reference="mdlm",
         source="arXiv:2503.00307",
         summary="mdlm that hides some of what it decided again, so that mistakes can go",
     ),
-    "ddvla": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "ddvla": _Line(
         commit="second_look",
-        level="L3",
-        reference="llada",
         source="arXiv:2508.20072",
         summary="undoes slots that the target no longer believes in, a few per step",
     ),
-    "magnet": Entry(
-        drafter="denoise",
-        tree="window",
-        verifier="denoise",
+    "magnet": _Line(
         commit="spans",
-        level="L3",
-        reference="llada",
         source="arXiv:2401.04577",
         summary="fills spans of neighbouring slots, few at first and many at the end",
     ),
-    "genmol": Entry(
+    "genmol": _Line(
         drafter="guided",
-        tree="window",
-        verifier="denoise",
         commit="quota",
-        level="L3",
-        reference="llada",
         source="arXiv:2501.06158",
         summary="one slot per pass, by confidence with noise that settles; may be guided",
         options=MappingProxyType(
@@ -223,22 +141,17 @@ FILL = {
             }
         ),
     ),
-    "dkv_cache": Entry(
+    "dkv_cache": _Line(
         drafter="delayed",
-        tree="window",
-        verifier="denoise",
         commit="quota",
-        level="L3",
-        reference="llada",
         source="arXiv:2505.15781",
         summary="llada that reuses keys and values of a slot a step after it was decided",
     ),
-    "freedave": Entry(
+    "freedave": _Line(
         drafter="freedave",
-        tree="window",
         verifier="nested",
         commit="picked",
-        reference="llada",
+        level="L0",
         source="arXiv:2510.00294",
         summary="the tokens of llada: tries its next steps at once and takes those that are right",
         refuses=("repetition_penalty",),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxdecode.core.protocols import Drafter, Models
 from jaxdecode.drafters import hydra
 from jaxdecode.heads import chimera
-from jaxdecode.trees import chain, grown, own_cache, probes, ranked
+from jaxdecode.trees import chain, grown, own_cache, ranked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,25 +31,6 @@ def make(config: Config, models: Models) -> Drafter:
     model, embed = models.target, models.target.target.embed
     parts = chimera.bind(models.heads.shape, model.config, model.kv_dtype)
     tree = hydra.tree_of(config, models)
-
-    def init(weights, request, canvas, view, memory):
-        del request, view, memory
-        batch, slots = canvas.tokens.shape
-        dtype = weights.target["embed"]["embedding"].dtype
-        return own_cache.Past(
-            cache=own_cache.empty(model, parts.layer.config, batch, slots),
-            last=jnp.zeros((batch, 1, model.config.hidden_size), dtype),
-            num_rows=jnp.zeros(batch, jnp.int32),
-        )
-
-    def extend(weights, past, hidden, num_new):
-        places = own_cache.positions(past, hidden.shape[1])
-        rows = parts.rows(weights.heads, hidden, places)
-        return own_cache.append(model, past, hidden, rows, num_new)
-
-    def absorb(weights, state, canvas, start, num_new, output):
-        del canvas, start
-        return extend(weights, state, output.hidden, num_new)
 
     def propose(weights, state, request, canvas, view):
         del request, view
@@ -74,17 +55,9 @@ def make(config: Config, models: Models) -> Drafter:
 
         return ranked.propose(tree, canvas, _root(canvas), score), state
 
-    def update(weights, state, request, canvas, proposal, verdict, output):
-        del request, proposal
-        hidden = probes.at(output.hidden, verdict.path)
-        # All committed tokens but the pending one have a row.
-        return extend(weights, state, hidden, canvas.length - state.num_rows)
-
     return Drafter(
-        init=init,
-        absorb=absorb,
+        **own_cache.of_states(model, parts.layer.config, parts.rows),
         propose=propose,
-        update=update,
         widths=(1, tree.num_nodes),
         max_depth=tree.max_depth,
     )

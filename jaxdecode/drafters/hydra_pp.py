@@ -17,7 +17,7 @@ from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Drafter, Models, Weights
 from jaxdecode.drafters import hydra
 from jaxdecode.heads import hydra_pp
-from jaxdecode.trees import own_cache, probes, ranked, static
+from jaxdecode.trees import own_cache, ranked, static
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,25 +44,6 @@ def behind(
     model = models.target
     prefix = hydra_pp.bind(model.config, model.kv_dtype)
 
-    def init(weights, request, canvas, view, memory):
-        del request, view, memory
-        batch, slots = canvas.tokens.shape
-        dtype = weights.target["embed"]["embedding"].dtype
-        return own_cache.Past(
-            cache=own_cache.empty(model, prefix.config, batch, slots),
-            last=jnp.zeros((batch, 1, model.config.hidden_size), dtype),
-            num_rows=jnp.zeros(batch, jnp.int32),
-        )
-
-    def extend(weights, past, hidden, num_new):
-        places = own_cache.positions(past, hidden.shape[1])
-        rows = prefix.rows(weights.heads, hidden, places)
-        return own_cache.append(model, past, hidden, rows, num_new)
-
-    def absorb(weights, state, canvas, start, num_new, output):
-        del canvas, start
-        return extend(weights, state, output.hidden, num_new)
-
     def propose(weights, state, request, canvas, view):
         del request, view
         last = state.num_rows - 1
@@ -71,17 +52,9 @@ def behind(
         read = prefix.states(weights.heads, state.last, program, cached)[:, 0]
         return ranked.propose(tree, canvas, read, scoring(weights)), state
 
-    def update(weights, state, request, canvas, proposal, verdict, output):
-        del request, proposal
-        hidden = probes.at(output.hidden, verdict.path)
-        # All committed tokens but the pending one have a row.
-        return extend(weights, state, hidden, canvas.length - state.num_rows)
-
     return Drafter(
-        init=init,
-        absorb=absorb,
+        **own_cache.of_states(model, prefix.config, prefix.rows),
         propose=propose,
-        update=update,
         widths=(1, tree.num_nodes),
         max_depth=tree.max_depth,
     )

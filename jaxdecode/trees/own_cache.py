@@ -1,5 +1,6 @@
 """The past of a drafter that has layers of its own: its cache, and the rows it guesses from."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxdecode.core import prefill
 from jaxdecode.core.protocols import Model, Rows
 from jaxdecode.core.types import pytree
 from jaxdecode.models.config import ModelConfig
+from jaxdecode.trees import probes
 
 
 @pytree
@@ -60,3 +62,39 @@ def append(
         last=jax.vmap(end)(past.last, x, num_new),
         num_rows=past.num_rows + num_new,
     )
+
+
+def of_states(model: Model, config: ModelConfig, rows: Callable[..., Rows]) -> dict[str, Any]:
+    """`init`, `absorb` and `update` of a drafter whose layer attends to the target's last states.
+
+    Args:
+        model: the target.
+        config: of the layer.
+        rows: (heads, states, positions) -> keys and values of a cache of one layer.
+    """
+
+    def init(weights, request, canvas, view, memory):
+        del request, view, memory
+        batch, slots = canvas.tokens.shape
+        dtype = weights.target["embed"]["embedding"].dtype
+        return Past(
+            cache=empty(model, config, batch, slots),
+            last=jnp.zeros((batch, 1, model.config.hidden_size), dtype),
+            num_rows=jnp.zeros(batch, jnp.int32),
+        )
+
+    def extend(weights, past, hidden, num_new):
+        new = rows(weights.heads, hidden, positions(past, hidden.shape[1]))
+        return append(model, past, hidden, new, num_new)
+
+    def absorb(weights, state, canvas, start, num_new, output):
+        del canvas, start
+        return extend(weights, state, output.hidden, num_new)
+
+    def update(weights, state, request, canvas, proposal, verdict, output):
+        del request, proposal
+        hidden = probes.at(output.hidden, verdict.path)
+        # All committed tokens but the pending one have a row.
+        return extend(weights, state, hidden, canvas.length - state.num_rows)
+
+    return {"init": init, "absorb": absorb, "update": update}

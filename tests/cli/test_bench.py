@@ -91,7 +91,7 @@ def test_a_difference_is_said_and_fails(cli, command, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--methods", "promt_lookup"), "Did you mean 'prompt_lookup'"),
+        (("--methods", "promt_lookup"), "Did you mean 'prompt_lookup' or 'prophet'?"),
         (("--methods", "prompt_lookup:num_draft"), "name:option=value"),
         (("--batch-size", "1,x"), "separated by commas"),
         (("--batch-size", "0"), "--batch-size=0"),

@@ -303,7 +303,7 @@ def test_unreadable_prompt_files(generate, tmp_path, no_load):
         (("--prompt", "a", "--message", "b"), "got --prompt and --message"),
         (("--prompt", "a", "--batch-size", "0"), "--batch-size 0"),
         (("--prompt", "a", "--n", "0"), "--n 0"),
-        (("--prompt", "a", "--method", "arr"), "Did you mean 'ar'"),
+        (("--prompt", "a", "--method", "arr"), "Did you mean 'ar' or 'rcr'?"),
         (("--prompt", "a", "--max-new-tokens", "0"), "max_new_tokens=0"),
         (("--prompt", "a", "--temperature", "-1"), "temperature=-1"),
         (("--prompt", "a", "--temperature", "nan"), "temperature=nan"),
