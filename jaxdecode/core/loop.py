@@ -18,6 +18,7 @@ from jaxdecode.core import masks
 from jaxdecode.core.commit import commit, fill
 from jaxdecode.core.protocols import Method, Target, TargetOutput, Weights
 from jaxdecode.core.types import Canvas, DecodeState, Proposal, Request, Stats, Verdict, Window
+from jaxdecode.errors import InputError
 
 
 @functools.partial(jax.jit, static_argnames=("target", "method"), donate_argnames="state")
@@ -53,6 +54,7 @@ def step(
         weights, state.drafter, request, state.canvas, view
     )
     state = dataclasses.replace(state, drafter=drafter_state)
+    _check_kind(proposal, method)
 
     def decide(width: int) -> tuple[Canvas, Any, Any, Any]:
         """Everything that reads the proposal, on its first `width` nodes."""
@@ -79,6 +81,17 @@ def step(
         stats=_count(state.stats, state.canvas, canvas, proposal),
         step=state.step + 1,
     )
+
+
+def _check_kind(proposal: Proposal | Window, method: Method) -> None:
+    """Refuses a rule for windows beside a drafter of trees, and the reverse."""
+    is_window = isinstance(proposal, Window)
+    if is_window != method.verifier.windows or is_window != (method.commit is not None):
+        kinds = ("a window", "trees") if is_window else ("a tree", "windows")
+        raise InputError(
+            f"the drafter proposes {kinds[0]}, but the verifier or the commit rule is made for "
+            f"{kinds[1]}; `jaxdecode methods` lists the combinations that fit"
+        )
 
 
 def _walk(
@@ -128,7 +141,7 @@ def _fill(
 
     Widths differ in how many rows they would cache, so that every width writes its own.
     """
-    assert method.commit is not None
+    assert method.commit is not None  # _check_kind
     program = masks.window_program(window)
     output = _forward(weights, window, window.tokens, program, view, target, method)
     hidden = jnp.take_along_axis(output.hidden, window.scored[:, :, None], axis=1)

@@ -227,11 +227,13 @@ class Verifier(NamedTuple):
              probabilities, for proofs: of one row with given drafts, how likely the last accepted
              node is n and the next token v. Scores are warped; marks [N] are the verifier's own.
     taps:    hidden states the target must return
+    windows: whether it judges windows; otherwise it judges trees
     """
 
     verify: Callable[..., Any]
     outcomes: Callable[..., Any] | None = None
     taps: tuple[str, ...] = ()
+    windows: bool = False
 
 
 class Commit(NamedTuple):

@@ -28,7 +28,7 @@ class Config:
 def make(config: Config) -> Verifier:
     """The verifier."""
     del config
-    return Verifier(verify=_verify)
+    return Verifier(verify=_verify, windows=True)
 
 
 def _verify(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
 from jaxdecode.core.types import Candidates, Canvas, Nested, Request, Window
+from jaxdecode.errors import InputError
 from jaxdecode.trees import walk
 from jaxdecode.verifiers import denoise
 
@@ -29,7 +30,7 @@ class Config:
 def make(config: Config) -> Verifier:
     """The verifier."""
     del config
-    return Verifier(verify=functools.partial(_verify, _reached))
+    return Verifier(verify=functools.partial(_verify, _reached), windows=True)
 
 
 def _verify(
@@ -37,7 +38,11 @@ def _verify(
     output: TargetOutput,
 ) -> Candidates:  # fmt: skip
     del weights
-    assert proposal.nested is not None and output.logits is not None
+    assert output.logits is not None
+    if proposal.nested is None:
+        raise InputError(
+            "verifier nested judges the texts that drafter freedave nests; use denoise."
+        )
     batch, width = proposal.open.shape
     logits = output.logits.reshape(batch, -1, width, output.logits.shape[-1])
     wanted = []

@@ -10,7 +10,6 @@ import pytest
 import jaxdecode as jd
 from jaxdecode import engine, options
 from jaxdecode.core import loop
-from jaxdecode.core.protocols import Method
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
@@ -42,7 +41,7 @@ def pair(drafter, verifier):
     weights = built.weights
     if verifier == "judge" and weights.heads is None:
         weights = weights._replace(heads=smallest.heads("judge", lm).params)
-    method = Method(built.method.drafter, seat, built.method.cache)
+    method = built.method._replace(verifier=seat)
     return engine.Engine(model=built.model, method=method, weights=weights)
 
 

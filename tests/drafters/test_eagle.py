@@ -1,5 +1,6 @@
 """EAGLE 1 to 3: the past, training as it will be read, what is masked, and the gates."""
 
+import dataclasses
 import functools
 
 import jax
@@ -23,12 +24,18 @@ from tests.training import gate
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [5, 3, 5]]
 TEXT = [5, 2, 9, 4, 4, 1, 3, 8, 6, 2, 7, 5]
 LINES = ["eagle1", "eagle2", "eagle3"]
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 KIND = {"eagle1": "eagle", "eagle2": "eagle", "eagle3": "eagle3"}
 
 
-def assert_close(ours, theirs):
-    """Equal up to float32, which keeps six digits of the largest entry: states reach tens."""
-    assert np.abs(ours - theirs).max() <= 2e-6 * np.abs(theirs).max()
+def calm(heads):
+    """The heads with smaller kernels, whose states are of size 1: fit for an absolute bound."""
+
+    def scaled(leaf):
+        is_kernel = leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return 0.3 * leaf if is_kernel else leaf
+
+    return dataclasses.replace(heads, params=jax.tree.map(scaled, heads.params))
 
 
 def bound(kind, lm, shape=None):
@@ -47,7 +54,7 @@ def passes_of(params, target, data, *, parts, depth):
 @pytest.mark.parametrize("line", LINES)
 def test_the_past_is_that_of_a_fresh_pass(line):
     lm = toys.model()
-    heads = smallest.heads(KIND[line], lm)
+    heads = calm(smallest.heads(KIND[line], lm))
     made = toys.built(lm, line, heads=heads)
     state = toys.after_steps(made, 4, PROMPTS)
     parts, own = bound(KIND[line], lm), state.drafter
@@ -59,7 +66,8 @@ def test_the_past_is_that_of_a_fresh_pass(line):
     for b in range(len(PROMPTS)):
         size = int(state.canvas.length[b])
         assert int(own.num_rows[b]) == size
-        assert_close(own.last[b], out[b, size - 1])
+        assert np.abs(out[b, size - 1]).max() < 5
+        np.testing.assert_allclose(own.last[b], out[b, size - 1], **CLOSE)
         np.testing.assert_allclose(
             own.cache.key[0][b, ..., :size], keys[0][b, ..., :size], atol=2e-5
         )
@@ -125,7 +133,7 @@ def test_the_passes_equal_one_row_after_the_other():
             num_new=jnp.full(1, num),
         )
         out, _ = eagle.run(parts, heads.params, lm.params, tokens, rows, mask)
-        assert_close(out[0, -1], outs[j][0, place])
+        np.testing.assert_allclose(out[0, -1], outs[j][0, place], **CLOSE)
         tokens = jnp.concatenate([tokens, jnp.asarray([[TEXT[place + 2 + j]]])], axis=1)
         rows = jnp.concatenate([rows, out[:, -1:]], axis=1)
 
