@@ -19,10 +19,15 @@ def methods() -> list[dict[str, Any]]:
 
 
 def needs_of(method: str) -> list[str]:
+    """What the caller must give: a model of another kind, and what comes beside it."""
+    model = ["masked diffusion model"] if METHODS[method].fills else []
+    return [*model, *beside(method)]
+
+
+def beside(method: str) -> list[str]:
     """What the caller must give besides the target."""
     entry = METHODS[method]
-    model = ["masked diffusion model"] if entry.fills else []
-    return [*model, *entry.needs, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
+    return [*entry.needs, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
 
 
 def explain(method: str) -> str:

@@ -15,7 +15,9 @@ from jaxdecode.cli.plan_table import print_plan, print_search
 from jaxdecode.errors import InputError
 
 if TYPE_CHECKING:
+    from jaxdecode.evals.bench_lines import Line
     from jaxdecode.models.config import ModelConfig
+    from jaxdecode.plan import report
     from jaxdecode.plan.curve import Curve
     from jaxdecode.plan.hardware import Topology
     from jaxdecode.plan.search import Space
@@ -52,8 +54,9 @@ class Plan:
     b200 with a number of GPUs (h100:8)."""
     mesh: Annotated[str | None, arg(metavar="AXES", help_behavior_hint="")] = None
     """How the devices are split, for example data=2,model=8. The best by its floor by default."""
-    method: str = "ar"
-    """Method whose proposal is verified."""
+    method: Annotated[str | None, arg(metavar="LINE", help_behavior_hint="")] = None
+    """Method whose proposal is verified, or that fills slots; with options as for bench, such as
+    fast_dllm:reuse=prefix. Plain decoding by default."""
     drafter: Flag = False
     """Compile the method's whole step too, drafter included (slow)."""
     batch: Annotated[int | None, arg(help_behavior_hint="")] = None
@@ -86,7 +89,7 @@ class Plan:
 
     def run(self) -> int:
         """Executes the command; returns the exit code."""
-        if self.search and (self.method != "ar" or self.drafter):
+        if self.search and (self.method is not None or self.drafter):
             raise InputError("--search chooses the number of nodes: leave --method out.")
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -95,6 +98,10 @@ class Plan:
         topology = hardware.parse(self.topology)
         config = _config(self.model)
         space = self._space(config, topology)
+        if self.search and config.denoiser is not None:
+            raise InputError(
+                "--search chooses the number of nodes of a tree; this model fills slots."
+            )
         return self._search(space) if self.search else self._plan(space)
 
     def _space(self, config: "ModelConfig", topology: "Topology") -> "Space":
@@ -119,29 +126,50 @@ class Plan:
         )
 
     def _plan(self, space: "Space") -> int:
+        from jaxdecode import resolve
+        from jaxdecode.evals import bench_lines
         from jaxdecode.plan import report, search
 
-        curve = self._curve(None)
-        if space.mesh is None:
-            sizes = search.rank(space, curve)[0].mesh
-        else:
-            sizes = space.mesh
+        fills = space.config.denoiser is not None
+        wanted = self.method or bench_lines.baseline_of(fills)
+        line = bench_lines.parse_line(wanted)
+        resolve.check_model(line.method, space.config)
+        sizes = space.mesh or search.rank(space, self._curve(None))[0].mesh
         assert space.batch is not None and space.cache_dtype is not None
         made = search.setup(space, sizes, space.batch, space.cache_dtype)
-        curve = self._curve(made)
-        nodes = self._nodes(made)
-        whole = self.method if self.drafter else None
-        total = report.num_programs(nodes, whole)
-        with run_bar("compiling", total, show_progress(self.progress)) as tick:
-            plan = report.make(
-                made, space.topology, curve=curve, nodes=nodes, method=whole, tick=tick
-            )
-        head = self._head(space)
+        plan = self._passes(space, made, line) if fills else self._steps(space, made, line)
+        head = self._head(space) | {"method": line.label}
         if self.json:
             print_json(head | report.as_dict(plan))
         else:
             print_plan(head, plan)
         return 0 if plan.fits else _DOES_NOT_FIT
+
+    def _steps(self, space: "Space", made: "Setup", line: "Line") -> "report.Plan":
+        """The plan of a method that verifies trees."""
+        from jaxdecode.plan import report
+
+        nodes = self._nodes(made, line)
+        whole = (line.method, line.options) if self.drafter else None
+        total = report.num_programs(nodes, whole=self.drafter)
+        with run_bar("compiling", total, show_progress(self.progress)) as tick:
+            return report.make(
+                made,
+                space.topology,
+                curve=self._curve(made),
+                nodes=nodes,
+                method=whole,
+                tick=tick,
+            )
+
+    def _passes(self, space: "Space", made: "Setup", line: "Line") -> "report.Plan":
+        """The plan of a method that fills slots."""
+        from jaxdecode.plan import passes, programs
+
+        method = programs.filling(made, line.method, line.options)
+        total = len(passes.widths(made, method))
+        with run_bar("compiling", total, show_progress(self.progress)) as tick:
+            return passes.make(made, space.topology, method, tick)
 
     def _search(self, space: "Space") -> int:
         from jaxdecode.plan import report, search
@@ -151,7 +179,7 @@ class Plan:
         total = search.num_programs(candidates)
         with run_bar("compiling", total, show_progress(self.progress)) as tick:
             plans = search.best(space, candidates, curve, tick=tick)
-        head = self._head(space)
+        head = self._head(space) | {"method": "ar"}
         if self.json:
             ranked = [dataclasses.asdict(candidate) for candidate in candidates]
             print_json(head | {"plans": list(map(report.as_dict, plans)), "ranked": ranked})
@@ -166,10 +194,9 @@ class Plan:
             "num_devices": space.topology.num_devices,
             "num_hosts": space.topology.num_hosts,
             "dtype": self.dtype,
-            "method": self.method,
         }
 
-    def _nodes(self, made: "Setup") -> list[int]:
+    def _nodes(self, made: "Setup", line: "Line") -> list[int]:
         from jaxdecode.plan import programs
 
         try:
@@ -180,7 +207,7 @@ class Plan:
             ) from error
         for nodes in asked:
             checks.integer("--nodes", nodes, low=1, high=1024)
-        return [*asked, programs.num_nodes(made, self.method, {})]
+        return [*asked, programs.num_nodes(made, line.method, line.options)]
 
     def _curve(self, made: "Setup | None") -> "Curve":
         """The acceptance curve; one of `bench` needs the setup, to count its methods' nodes."""

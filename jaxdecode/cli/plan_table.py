@@ -58,6 +58,9 @@ def _print_body(console: "Console", plan: "Plan") -> None:
         columns = ("program", "compiled in", "GB per run", "floor", "over", "collectives")
         rows = [_program(program) for program in plan.programs]
         console.print(_table("programs, per device", columns, rows))
+    if plan.passes:
+        columns = ("rows", "cached", "scored", "GB", "floor", "over", "ms at least", "bound")
+        console.print(_table("a step by the rows that go in", columns, list(_passes(plan))))
     if plan.ladder:
         columns = ("nodes", "GB", "floor", "over", "ms at least", "bound", "cost", "tokens/call",
                    "tokens/s at most")  # fmt: skip
@@ -159,6 +162,21 @@ def _ladder(plan: "Plan") -> Iterable[tuple[str, ...]]:
             f"{rung.cost:.2f}",
             f"{rung.tokens:.2f}",
             f"{rung.tokens_per_second:,.0f}",
+        )
+
+
+def _passes(plan: "Plan") -> Iterable[tuple[str, ...]]:
+    for each in plan.passes:
+        moved = each.hbm_bytes
+        yield (
+            f"{each.rows:,}",
+            f"{each.cached:,}",
+            f"{each.scored:,}",
+            "not readable" if moved is None else _gb(moved),
+            _gb(each.floor_bytes),
+            "-" if moved is None else f"{moved / each.floor_bytes:.2f}x",
+            f"{each.milliseconds:.2f}",
+            each.bound,
         )
 
 

@@ -65,12 +65,13 @@ def parse_lines(
             for name, entry in METHODS.items()
             if part.strip() in ("all", entry.level) and can_run(entry)
         ]
-        asked = [Line(name, name, {}) for name in groups] or [_line(part.strip())]
+        asked = [Line(name, name, {}) for name in groups] or [parse_line(part.strip())]
         found += [other for line in asked for other in _with_reference(line, temperatures)]
     return tuple({line.label: line for line in found}.values())
 
 
-def _line(label: str) -> Line:
+def parse_line(label: str) -> Line:
+    """One line: a method and options of its own."""
     method, *pairs = label.split(":")
     resolve.entry_of(method)
     options = {}

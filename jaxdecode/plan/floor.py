@@ -51,22 +51,43 @@ def floor(made: Setup, num_nodes: int) -> Work:
     Every weight and every visible key and value is read once, and two all-reduces per layer carry
     the residual stream (one more the embedding); everything else stays on chip.
     """
+    return _work(made, num_nodes, num_scored=num_nodes, seen=made.context, moved=kv_bytes(made))
+
+
+def window_floor(made: Setup, num_rows: int, *, num_scored: int, cached: int, written: int) -> Work:
+    """The least that a window takes: of `num_rows` that go in, so many are scored.
+
+    Args:
+        made: the model and the batch.
+        num_rows: slots of a row that go in.
+        num_scored: slots that the head scores.
+        cached: slots whose keys and values are read.
+        written: slots whose keys and values are kept.
+    """
+    slot = kv_bytes(made) / visible_slots(made.config, made.context)
+    layers = made.config.num_layers
+    moved = slot * (visible_slots(made.config, cached) + layers * written)
+    return _work(made, num_rows, num_scored=num_scored, seen=cached + num_rows, moved=moved)
+
+
+def _work(made: Setup, num_rows: int, *, num_scored: int, seen: int, moved: float) -> Work:
     config, data = made.config, made.mesh.shape[rules.RULES["rows"]]
     parts = made.mesh.shape[rules.RULES["kv_heads"]]
-    rows = made.batch // data * num_nodes
+    rows, scored = (made.batch // data * number for number in (num_rows, num_scored))
     tree = params(made)
     embedding = shard_bytes(tree["embed"])
-    looked_up = rows * config.hidden_size * made.dtype.itemsize
-    read = shard_bytes(tree) - (0 if config.tied_embeddings else embedding)
-    weights = sum(_matrix_sizes(tree, tied=config.tied_embeddings))
-    visible = visible_slots(config, made.context)
-    heads = config.num_heads // parts
     stream = rows * config.hidden_size * made.dtype.itemsize
-    sends = (2 * config.num_layers + 1) * stream
+    read = shard_bytes(tree) - (0 if config.tied_embeddings else embedding)
+    head = config.vocab_size * config.hidden_size // parts
+    weights = sum(_matrix_sizes(tree, tied=config.tied_embeddings)) - head
+    heads = config.num_heads // parts
+    visible = visible_slots(config, seen)
     return Work(
-        hbm_bytes=read + looked_up + kv_bytes(made),
-        flops=2.0 * weights * rows + 4.0 * rows * heads * config.head_dim * visible,
-        wire_bytes=2.0 * (parts - 1) / parts * sends,
+        # The rows' embeddings are as wide as their stream.
+        hbm_bytes=read + stream + moved,
+        flops=2.0 * (weights * rows + head * scored)
+        + 4.0 * rows * heads * config.head_dim * visible,
+        wire_bytes=2.0 * (parts - 1) / parts * (2 * config.num_layers + 1) * stream,
     )
 
 

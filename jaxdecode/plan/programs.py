@@ -85,23 +85,59 @@ def compile_step(made: Setup, num_nodes: int) -> Program:
     return _compile_loop(made, name, method, Weights(target=params(made)))
 
 
-def compile_method(made: Setup, name: str) -> Program:
+def compile_method(made: Setup, name: str, options: Mapping[str, Any]) -> Program:
     """The loop of a whole method: its drafter, the target and its verifier.
 
     Raises:
         UnknownNameError: no such method.
         UnsupportedError: it needs more than the target.
     """
-    _, choice = resolve.split(name, {})
+    _, choice = resolve.split(name, options)
     check_method(name)
     method, weights = resolve.weights_of(choice, Models(model(made)), params(made), None)
     return _compile_loop(made, f"step of {name}", method, weights)
 
 
+def compile_pass(made: Setup, method: Method, width: int) -> Program:
+    """The loop of a method that fills slots, as if every step took in so many rows."""
+    propose = method.drafter.propose
+
+    def narrow(*given):
+        window, state = propose(*given)
+        return loop.narrow(window, width), state
+
+    drafter = method.drafter._replace(propose=narrow, widths=())
+    weights = Weights(target=params(made))
+    return _compile_loop(made, f"{width} rows", method._replace(drafter=drafter), weights)
+
+
+def num_scored(made: Setup, method: Method) -> int:
+    """Slots whose scores a step of a method that fills slots computes."""
+    weights = Weights(target=params(made))
+    request, state = _decoding(made, method, weights)
+    view = method.cache.read(state.cache)
+    propose = method.drafter.propose
+    window, _ = jax.eval_shape(propose, weights, state.drafter, request, state.canvas, view)
+    return window.scored.shape[1]
+
+
+def filling(made: Setup, name: str, options: Mapping[str, Any]) -> Method:
+    """The bundles of a method that fills slots.
+
+    Raises:
+        UnknownNameError: no such method.
+        UnsupportedError: it needs more than the target.
+        InputError: the model cannot fill slots with these options.
+    """
+    check_method(name)
+    _, choice = resolve.split(name, options)
+    return resolve.method_of(choice, Models(model(made)))
+
+
 def check_method(name: str) -> None:
     """Refuses methods whose program needs more than the target's shape."""
     entry = resolve.entry_of(name)
-    more = (*zoo.needs_of(name), *(["a policy"] if entry.policy else []))
+    more = (*zoo.beside(name), *(["a policy"] if entry.policy else []))
     if more:
         raise UnsupportedError(
             f"method {name!r} needs {', '.join(more)}, which a shape does not say; plan --method "
@@ -118,8 +154,19 @@ def num_nodes(made: Setup, name: str, options: Mapping[str, Any]) -> int:
 
 
 def _compile_loop(made: Setup, name: str, method: Method, weights: Weights) -> Program:
+    request, decoding = _decoding(made, method, weights)
+    steps = jax.ShapeDtypeStruct((), jnp.int32)
+    target = model(made).target
+    return compiled(
+        name,
+        lambda: loop.run.lower(weights, request, decoding, steps, target=target, method=method),
+    )
+
+
+def _decoding(made: Setup, method: Method, weights: Weights) -> tuple[Request, DecodeState]:
+    """What the loop is given, as shapes with their places."""
     request, canvas = _request(made), _canvas(made)
-    state = cache(made)
+    state = cache(made, method.cache)
     view = method.cache.read(state)
     drafter = jax.eval_shape(
         lambda *given: method.drafter.init(*given, None), weights, request, canvas, view
@@ -131,13 +178,7 @@ def _compile_loop(made: Setup, name: str, method: Method, weights: Weights) -> P
         "stats": Stats(**{name: counters for name in names}),
         "step": jax.ShapeDtypeStruct((), jnp.int32),
     }
-    decoding = DecodeState(canvas=canvas, cache=state, **by_rows(rest, made))
-    steps = jax.ShapeDtypeStruct((), jnp.int32)
-    target = model(made).target
-    return compiled(
-        name,
-        lambda: loop.run.lower(weights, request, decoding, steps, target=target, method=method),
-    )
+    return request, DecodeState(canvas=canvas, cache=state, **by_rows(rest, made))
 
 
 def compiled(name: str, lower: Callable[[], Any]) -> Program:

@@ -1,10 +1,12 @@
 """A plan: does it fit, what does a step cost against its floor, how many nodes are worth it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from jaxdecode.core.protocols import Cache
 from jaxdecode.dist import mesh as meshes
 from jaxdecode.plan import programs
 from jaxdecode.plan.curve import Curve, interpolate
@@ -73,6 +75,30 @@ class Rung:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pass:
+    """The cost of a step that takes in so many rows, of a method that fills slots.
+
+    Attributes:
+        rows: slots of each text that go in.
+        cached: slots whose keys and values are read in place of going in.
+        scored: slots that the head scores.
+        hbm_bytes: per device and step, of the compiled program; None if unreadable.
+        floor_bytes: the least it could be.
+        milliseconds: roofline of the compiled bytes: nothing is faster. Of the floor, if there
+            are none.
+        bound: the resource that takes so long.
+    """
+
+    rows: int
+    cached: int
+    scored: int
+    hbm_bytes: float | None
+    floor_bytes: float
+    milliseconds: float
+    bound: Bound
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
     """One compiled program.
 
@@ -111,10 +137,12 @@ class Plan:
         attention: who computes it: "xla" or a kernel.
         memory: bytes per device.
         failure: why a program could not be compiled; None if all were.
-        ladder: costs by number of nodes; empty if it does not fit.
+        ladder: costs by number of nodes; empty if it does not fit, or slots are filled.
+        passes: costs by rows that go in, of methods that fill slots.
         programs: what was compiled.
-        recommended: nodes with most tokens per second; None if it does not fit.
-        curve: where the acceptance curve is from.
+        recommended: nodes with most tokens per second; None if it does not fit, or slots are
+            filled.
+        curve: where the acceptance curve is from; None where no drafts are accepted.
     """
 
     mesh: str
@@ -129,7 +157,8 @@ class Plan:
     ladder: tuple[Rung, ...]
     programs: tuple[Compiled, ...]
     recommended: int | None
-    curve: str
+    curve: str | None
+    passes: tuple[Pass, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -143,7 +172,7 @@ def make(
     *,
     curve: Curve,
     nodes: Sequence[int],
-    method: str | None = None,
+    method: tuple[str, Mapping[str, Any]] | None = None,
     with_prefill: bool = True,
     tick: Callable[[], None] = lambda: None,
 ) -> Plan:
@@ -154,51 +183,66 @@ def make(
         topology: the devices.
         curve: tokens per call by number of nodes.
         nodes: numbers of nodes to compile; 1 is always compiled, others are interpolated.
-        method: a method whose whole step is compiled too, drafter included.
+        method: a method and its options, whose whole step is compiled too, drafter included.
         with_prefill: whether prefill is compiled.
         tick: called after every compilation, `num_programs` times.
     """
-    memory = arguments(made, topology.chip)
-    found: list[Program] = []
-    steps: dict[int, Program] = {}
-    failure = None
-    if not memory.missing:
-        wanted = sorted({1, *nodes})
-        jobs: list[Callable[[], Program]] = [
-            lambda n=n: programs.compile_step(made, n) for n in wanted
-        ]
-        if with_prefill:
-            jobs.append(lambda: programs.compile_prefill(made))
-        if method is not None:
-            jobs.append(lambda: programs.compile_method(made, method))
-        try:
-            found = _together(jobs, tick)
-            steps = dict(zip(wanted, found, strict=False))
-            memory = _measured(made, topology.chip, found)
-        except programs.OutOfMemory as error:
-            failure = str(error)
+    wanted = sorted({1, *nodes})
+    jobs = [functools.partial(programs.compile_step, made, n) for n in wanted]
+    if with_prefill:
+        jobs.append(functools.partial(programs.compile_prefill, made))
+    if method is not None:
+        jobs.append(functools.partial(programs.compile_method, made, *method))
+    found, memory, failure = compile_all(made, topology.chip, jobs, tick)
+    steps = dict(zip(wanted, found, strict=False))
     ladder = () if memory.missing or failure else _ladder(made, topology.chip, steps, curve)
     best = max(ladder, key=lambda rung: rung.tokens_per_second).nodes if ladder else None
+    floors = {step.name: floor(made, nodes).hbm_bytes for nodes, step in steps.items()}
     return Plan(
-        mesh=meshes.describe(dict(made.mesh.shape)),
-        batch=made.batch,
-        context=made.context,
-        slots=made.slots,
-        kv_copies=made.kv_copies,
-        cache_dtype=made.kv_dtype.name,
-        attention=made.backend.impl,
+        **setting(made),
         memory=memory,
         failure=failure,
         ladder=ladder,
-        programs=tuple(_compiled(program, made, steps) for program in found),
+        programs=tuple(listed(program, floors.get(program.name)) for program in found),
         recommended=best,
         curve=curve.source,
     )
 
 
-def num_programs(nodes: Sequence[int], method: str | None, with_prefill: bool = True) -> int:
+def setting(made: Setup) -> dict[str, Any]:
+    """What a plan says of its setup."""
+    return {
+        "mesh": meshes.describe(dict(made.mesh.shape)),
+        "batch": made.batch,
+        "context": made.context,
+        "slots": made.slots,
+        "kv_copies": made.kv_copies,
+        "cache_dtype": made.kv_dtype.name,
+        "attention": made.backend.impl,
+    }
+
+
+def compile_all(
+    made: Setup,
+    chip: Chip,
+    jobs: Sequence[Callable[[], Program]],
+    tick: Callable[[], None],
+    kept: Cache | None = None,
+) -> tuple[list[Program], Memory, str | None]:
+    """The programs, the memory they need, and why they could not be compiled."""
+    memory = arguments(made, chip, kept)
+    if memory.missing:
+        return [], memory, None
+    try:
+        found = _together(jobs, tick)
+    except programs.OutOfMemory as error:
+        return [], memory, str(error)
+    return found, _measured(memory, found), None
+
+
+def num_programs(nodes: Sequence[int], *, whole: bool = False, with_prefill: bool = True) -> int:
     """Compilations of `make`."""
-    return len({1, *nodes}) + with_prefill + (method is not None)
+    return len({1, *nodes}) + with_prefill + whole
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
@@ -222,10 +266,10 @@ def _together(jobs: Sequence[Callable[[], Program]], tick: Callable[[], None]) -
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def arguments(made: Setup, chip: Chip) -> Memory:
-    """Memory before anything is compiled: what must fit in any case."""
+def arguments(made: Setup, chip: Chip, kept: Cache | None = None) -> Memory:
+    """Memory before anything is compiled: what must fit in any case; `kept` as for `cache`."""
     weights = shard_bytes(params(made))
-    rows = shard_bytes(cache(made))
+    rows = shard_bytes(cache(made, kept))
     return Memory(
         weights=weights,
         cache=rows,
@@ -236,8 +280,7 @@ def arguments(made: Setup, chip: Chip) -> Memory:
     )
 
 
-def _measured(made: Setup, chip: Chip, found: Sequence[Program]) -> Memory:
-    known = arguments(made, chip)
+def _measured(known: Memory, found: Sequence[Program]) -> Memory:
     largest = max(found, key=lambda program: program.peak)
     return dataclasses.replace(
         known,
@@ -280,8 +323,8 @@ def _ladder(made: Setup, chip: Chip, steps: dict[int, Program], curve: Curve) ->
     return tuple(rungs)
 
 
-def _compiled(program: Program, made: Setup, steps: dict[int, Program]) -> Compiled:
-    nodes = next((n for n, step in steps.items() if step is program), None)
+def listed(program: Program, floor_bytes: float | None) -> Compiled:
+    """What a plan lists of a program; with the least bytes of one step, where known."""
     if program.traffic is None:
         moved = call = None
         collectives, largest = (), ()
@@ -305,7 +348,7 @@ def _compiled(program: Program, made: Setup, steps: dict[int, Program]) -> Compi
         name=program.name,
         seconds=round(program.seconds, 2),
         hbm_bytes=moved,
-        floor_bytes=None if nodes is None else floor(made, nodes).hbm_bytes,
+        floor_bytes=floor_bytes,
         call_bytes=call,
         aliased=program.aliased,
         collectives=collectives,

@@ -176,7 +176,7 @@ def setup(space: Space, sizes: dict[str, int], batch: int, cache_dtype: str) -> 
 def num_programs(candidates: Sequence[Candidate]) -> int:
     """Compilations of `best`."""
     return sum(
-        report.num_programs((candidate.nodes,), None, with_prefill=False)
+        report.num_programs((candidate.nodes,), with_prefill=False)
         for candidate in candidates[:COMPILED]
     )
 

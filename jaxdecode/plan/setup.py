@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxdecode import checks, engine, resolve
 from jaxdecode.core import attention as backends
 from jaxdecode.core.attention import Backend
-from jaxdecode.core.protocols import Model
+from jaxdecode.core.protocols import Cache, Model
 from jaxdecode.dist import rules
 from jaxdecode.errors import InputError
 from jaxdecode.models import decoder, kv_heads
@@ -130,11 +130,11 @@ def _params(config: ModelConfig, mesh: Mesh, dtype: Any, stacked: bool) -> Any:
     return placed(tree, rules.params(tree, mesh))
 
 
-def cache(made: Setup) -> Any:
-    """The cache as shapes with their places."""
-    own = model(made)
+def cache(made: Setup, kept: Cache | None = None) -> Any:
+    """The cache as shapes with their places: the model's own, or another that a method keeps."""
+    kept = model(made).cache if kept is None else kept
     empty = functools.partial(
-        own.cache.init,
+        kept.init,
         made.config,
         made.batch,
         made.slots,

@@ -34,6 +34,13 @@ def test_bad_names_are_refused_before_anything_is_compiled(cli):
         (("--mesh", "data=16", "--nodes", "many"), "integers separated by commas"),
         (("--mesh", "data=16", "--method", "token_recyclin"), "Did you mean 'token_recycling'"),
         (("--mesh", "data=16", "--curve", "/absent"), "cannot be read as JSON"),
+        (("--model", "llada-8b", "--method", "token_recycling"), "fills undecided slots; use one"),
+        (("--model", "llada-8b", "--search"), "this model fills slots"),
+        (("--method", "fast_dllm"), "writes one token after the other; use one of"),
+        (
+            ("--model", "llada-8b", "--method", "fast_dllm:reuse=block"),
+            "'prefix', 'dual' or 'none'",
+        ),
     ],
 )
 def test_what_cannot_be_planned(cli, args, words):

@@ -115,6 +115,6 @@ def test_nodes_of_methods():
 
 def test_a_whole_method_compiles():
     made = small.setup()
-    found = programs.compile_method(made, "prompt_lookup")
+    found = programs.compile_method(made, "prompt_lookup", {})
     assert found.name == "step of prompt_lookup" and found.traffic is not None
     assert len(found.traffic.unknown_loops) >= 1
