@@ -30,6 +30,12 @@ FILL = {
         summary="fast_dllm with as many slots per step as its theorem allows",
         options=MappingProxyType({"block_length": 32, "reuse": "dual"}),
     ),
+    "fast_dllm_v2": _Line(
+        drafter="sub_blocks",
+        commit="threshold",
+        source="arXiv:2509.26328",
+        summary="fast_dllm for models with blocks: part by part of a block, the first slot alone",
+    ),
     "dream": _Line(
         commit="quota",
         source="arXiv:2508.15487",

@@ -22,6 +22,8 @@ def blocks(name):
     """Options that make a line's blocks fit toys."""
     if name == "adablock":
         return {"block_length": 4, "delimiters": list(range(12)), "min_delimiter": 0.05}
+    if name == "fast_dllm_v2":
+        return {"block_length": 8, "sub_block": 4}
     return {"block_length": 8} if "block_length" in METHODS[name].options else {}
 
 

@@ -107,6 +107,37 @@ def test_the_loop_writes_the_published_text(loaded):
     assert out.tokens == seen[-1][:, 5:].tolist()
 
 
+@pytest.mark.parametrize("reuse", ["block", "none"])
+@pytest.mark.parametrize("threshold", [0.02, 1.0])
+def test_the_loop_writes_the_published_text_block_by_block(tmp_path, threshold, reuse):
+    """Texts that end with a block here, since there a block is never cut."""
+    lm = jd.load(tiny.write(tmp_path / "hf", "fast_dllm"), dtype="float32", progress=False)
+    raw = reference.forward_of(tiny.CONFIGS["fast_dllm"], tiny.tensors("fast_dllm"))
+    never = np.where(np.arange(96) == tiny.MASK, -1e9, 0.0)
+    rows, new = [[5, 7, 11], [3, 2, 1, 4, 6], [8], [4] * 8], [13, 11, 11, 12]
+    asked = dict(method="fast_dllm_v2", sub_block=2, threshold=threshold, reuse=reuse)
+    passes = []
+    for row, length in zip(rows, new, strict=True):
+        seen = reference.fast_dllm(
+            lambda x, real: raw(x, real) + never,
+            row,
+            length=16,
+            mask=tiny.MASK,
+            block=4,
+            sub_block=2,
+            threshold=threshold,
+        )
+        out = jd.generate(lm, [row], max_new_tokens=length, ignore_eos=True, **asked)
+        assert out.tokens[0] == seen[-1][len(row) :][:length].tolist()
+        passes.append(out.stats[0].nfe)
+    assert (sum(passes) < sum(new)) == (threshold < 1)
+    together = jd.generate(lm, rows, max_new_tokens=11, ignore_eos=True, **asked)
+    assert (
+        together.tokens[1]
+        == jd.generate(lm, rows[1:2], max_new_tokens=11, ignore_eos=True, **asked).tokens[0]
+    )
+
+
 def test_the_reference_notices_a_wrong_rule(loaded):
     name, lm = loaded
     ours, tensors = scores(lm, TEXTS)[0], tiny.tensors(name)
