@@ -50,7 +50,7 @@ def pass_over(text, given, order="left_to_right", num_draft=5):
     slot = np.argsort(np.where(place < 0, 99, place))[:num_draft]
     state = dataclasses.replace(state, tokens=padded[:, slot], calls=state.calls + 1)
     window, _ = drafter.propose(None, state, None, canvas, None)
-    return window, np.asarray(_scores(lm.params, window, lm.target)[0, : open.sum()])
+    return window, np.array(_scores(lm.params, window, lm.target)[0, : open.sum()])
 
 
 @functools.partial(jax.jit, static_argnames="target")
