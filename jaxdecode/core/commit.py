@@ -63,6 +63,13 @@ def _commit_row(request: Request, row: Canvas, verdict: Verdict, step: Int[Array
     )
 
 
+def slots(window: Window) -> Int[Array, "... W"]:
+    """Places on the canvas of the slots that a window, or one row of it, may decide."""
+    if window.decides is not None:
+        return window.decides
+    return window.start[..., None] + jnp.arange(window.open.shape[-1], dtype=jnp.int32)
+
+
 def fill(
     request: Request,
     canvas: Canvas,
@@ -89,7 +96,7 @@ def _fill_row(
     step: Int[Array, ""],
 ) -> Canvas:
     (num_slots,) = row.tokens.shape
-    slot = window.start + jnp.arange(window.open.shape[0], dtype=jnp.int32)
+    slot = slots(window)
     put = decision.commit & window.open & ~row.done & (slot < row.end)
     # Dropped entries point past the canvas; a negative index would wrap around.
     where = jnp.where(put, slot, num_slots)

@@ -182,9 +182,8 @@ def narrow(proposal: Proposal | Window, width: int) -> Proposal | Window:
     if width == proposal.tokens.shape[1]:
         return proposal
     if isinstance(proposal, Window):
-        names = [n for n in ("tokens", "contrast", "slots") if getattr(proposal, n) is not None]
-        rows = {name: getattr(proposal, name)[:, :width] for name in names}
-        return dataclasses.replace(proposal, **rows)
+        rows = {n: getattr(proposal, n) for n in ("tokens", "contrast", "slots", "reading")}
+        return dataclasses.replace(proposal, **jax.tree.map(lambda array: array[:, :width], rows))
     part = jax.tree.map(lambda array: array[:, :width], proposal)
     return dataclasses.replace(part, max_depth=min(proposal.max_depth, width - 1))
 

@@ -155,9 +155,12 @@ def window_program(window: Window) -> MaskProgram:
     """Mask of a window: its rows see each other and the cached slots that none of them stands for.
 
     With blocks, a position sees its own block and earlier ones, in the cache as among the rows:
-    then the cache below `cached` must hold no later block.
+    then the cache below `cached` must hold no later block. Rows that are read by turns need slots,
+    and see no cache that holds them.
     """
     num_rows = window.tokens.shape[1]
+    if window.reading is not None:
+        return _reading_program(window)
     if window.slots is not None:
         return MaskProgram(
             cached=window.cached,
@@ -173,6 +176,21 @@ def window_program(window: Window) -> MaskProgram:
         rule="block_causal" if window.block else "bidirectional",
         block=window.block,
         replaced=jnp.stack([window.first, window.first + window.num], axis=1),
+    )
+
+
+def _reading_program(window: Window) -> MaskProgram:
+    """Rows that see each other by turns; nothing is cached."""
+    reading, slots = window.reading, window.slots
+    assert reading is not None and slots is not None
+    sees = reading.turn[:, None, :] <= reading.until[:, :, None]
+    sees |= jnp.eye(slots.shape[1], dtype=bool)
+    return MaskProgram(
+        cached=window.cached,
+        positions=slots,
+        num_new=window.num,
+        ancestors=pack_ancestors(sees),
+        rule="tree",
     )
 
 

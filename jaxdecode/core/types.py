@@ -200,6 +200,34 @@ class Nested:
 
 
 @pytree
+class Reading:
+    """Rows that see each other by turns: row i sees itself, and row j if turn[j] <= until[i].
+
+    Attributes:
+        turn: when a row is to be seen.
+        until: the last turn that a row sees.
+    """
+
+    turn: Int[Array, "B N"]
+    until: Int[Array, "B N"]
+
+
+@pytree
+class Drafted:
+    """Tokens tried in the first J slots that may be decided, one after the other.
+
+    Attributes:
+        tokens: what was drawn for each.
+        valid: which of them exist; after the first that does not, none does.
+        probs: the law that each was drawn from.
+    """
+
+    tokens: Int[Array, "B J"]
+    valid: Bool[Array, "B J"]
+    probs: Float[Array, "B J V"]
+
+
+@pytree
 class Window:
     """The proposal of methods that fill slots in any order: N slots go in, W neighbours decide.
 
@@ -219,9 +247,13 @@ class Window:
         block: positions per block that see each other, as in `models.config.Denoiser`.
         contrast: what else enters the target in these rows, in a text of its own: scores are moved
             away from what it gives. None without guidance.
-        slots: slot of each row, in rising order, where they are not neighbours; past the canvas
-            for padding. None: first, first + 1, ...
+        slots: slot of each row, where they are not neighbours; past the canvas for padding.
+            None: first, first + 1, ...
         nested: texts that go in beside this one, in rows before its own. None: no others.
+        decides: the slots that may be decided, where they are not neighbours. None: start, start
+            + 1, ...
+        reading: which rows see each other, where not all do. None: all, or as their blocks say.
+        drafted: tokens that rows stand for although they are not decided. None: no such.
     """
 
     tokens: Int[Array, "B N"]
@@ -239,6 +271,9 @@ class Window:
     contrast: Int[Array, "B N"] | None = None
     slots: Int[Array, "B N"] | None = None
     nested: Nested | None = None
+    decides: Int[Array, "B W"] | None = None
+    reading: Reading | None = None
+    drafted: Drafted | None = None
 
 
 @pytree

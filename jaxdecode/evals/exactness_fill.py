@@ -3,15 +3,19 @@
 What they are measured against is the sampler that decides one slot per step: its law is the chain
 rule, summed over all canvases. A line whose rule decides more at once is heuristic by design, and
 is proven at the setting at which it decides one. A line that promises the tokens of another one is
-compared with it text by text. The control decides one more slot in every step.
+compared with it text by text. The control decides one more slot in every step; of drafts that are
+tested in order, it draws from the target's law where it should from the residual.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxdecode import api, resolve
 from jaxdecode.core.protocols import Commit, Method
@@ -19,7 +23,9 @@ from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import filling, sampled, toys
 from jaxdecode.evals.bench_lines import Line, reference
-from jaxdecode.sampling import confidence
+from jaxdecode.sampling import confidence, residual
+from jaxdecode.trees import walk
+from jaxdecode.verifiers import ranked
 
 # Settings at which a rule decides one slot per step, by its file; each with the order it has.
 _ONE: dict[str, Any] = {"steps": 0, "schedule": "even"}
@@ -38,15 +44,25 @@ STRICT: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "early_answer": (("probability", _ONE | {"gaps": (1e6, 1e6, 1e6)}),),
     "late_end": (("probability", _ONE | {"end_weight": 1.0}),),
     "second_look": (("probability", _ONE | {"budget": 0.0}),),
+    "picked": (
+        ("told_left_to_right", {"order": "left_to_right"}),
+        ("told_random", {"order": "random"}),
+    ),
 }
-# Orders that are drawn, so that a rule's choice cannot be enumerated.
-DRAWN_ORDERS = ("random",)
+# Orders in which slots are told by those before them only; each with the orders it draws from.
+TOLD = {
+    "told_left_to_right": (tuple(range(sampled.NUM_NEW)),),
+    "told_random": tuple(itertools.permutations(range(sampled.NUM_NEW))),
+}
+# Orders that are drawn, or of drafts, so that a rule's choice cannot be enumerated.
+DRAWN_ORDERS = ("random", *TOLD)
 # The same of drafters: one block, and nothing approximate.
 WHOLE: dict[str, dict[str, Any]] = {
     "denoise": {"block_length": 0, "reuse": "none"},
     "adablock": {"min_delimiter": 2.0, "delimiters": (0,), "reuse": "none"},
     "guided": {"block_length": 0, "reuse": "none", "guidance": 0.0},
     "delayed": {"block_length": 0, "renew_every": 1},
+    "any_subset": {},
 }
 # What a drafter must be given where there is no tokenizer.
 GIVEN: dict[str, dict[str, Any]] = {"adablock": {"delimiters": (0,)}}
@@ -69,7 +85,7 @@ class Found(NamedTuple):
 def provable(name: str) -> bool:
     """Whether there is a setting to prove the line at, or a line to compare it with."""
     entry = METHODS[name]
-    plain = entry.verifier == "denoise" and entry.heads is None
+    plain = entry.verifier in ("denoise", "ranked") and entry.heads is None
     return _copies(name) or (plain and entry.commit in STRICT and entry.drafter in WHOLE)
 
 
@@ -149,7 +165,7 @@ def _prove_case(
     progress: Callable[[int], None] | None,
 ) -> _Case:
     ready = _setup(name, WHOLE[METHODS[name].drafter] | options)
-    broken = ready._replace(method=twin(ready.method))
+    broken = ready._replace(method=twin(ready.method, METHODS[name].verifier))
     law = law_of(order)
     cells = _counts(ready, samples, progress)
     wrong = _counts(broken, min(samples, twin_samples), progress)
@@ -189,14 +205,32 @@ def _asked() -> filling.Conditionals:
 @functools.lru_cache
 def law_of(order: str) -> np.ndarray:
     """The exact joint law of the tokens that `sampled.counts` counts, one slot per step."""
-    return filling.one_by_one(_asked(), order)
+    if order not in TOLD:
+        return filling.one_by_one(_asked(), order)
+    laws = [
+        filling.in_turn(toys.denoiser(), sampled.PROMPT, turns, sampled.TEMPERATURE)
+        for turns in TOLD[order]
+    ]
+    return np.mean(laws, axis=0)
 
 
 @functools.lru_cache(maxsize=256)
-def twin(method: Method) -> Method:
-    """The method with a rule that decides one more slot in every step, if there is one."""
+def twin(method: Method, verifier: str) -> Method:
+    """The method with a rule that decides one more slot in every step, or with a wrong residual."""
     assert method.commit is not None
+    if verifier == "ranked":
+        return method._replace(verifier=ranked.by_rule(wrong_residual))
     return method._replace(commit=Commit(select=functools.partial(_one_more, method.commit.select)))
+
+
+def wrong_residual(visit: walk.Visit) -> Float[Array, "V"]:
+    """Keeps drafts as it should, else draws from the target's law; too flat without a draft."""
+    target = visit.target_probs()
+    token, valid = visit.tokens[0], visit.valid[0]
+    assert visit.draft_probs is not None
+    chance = residual.accept(target[token], visit.draft_probs[token])
+    kept = ((1 - chance) * target).at[token].add(chance)
+    return jnp.where(valid, jnp.log(kept), 0.8 * visit.scores)
 
 
 def _one_more(select, weights, request, canvas, window, candidates):

@@ -162,6 +162,45 @@ def _likeliest(ask: Conditionals) -> Float[np.ndarray, "C n V"]:
     return found
 
 
+def in_turn(
+    lm: LanguageModel, prompt: tuple[int, ...], turns: tuple[int, ...], temperature: float
+) -> Float[np.ndarray, "..."]:
+    """Law of the text when slots are told in this order, each by those before it; an axis per slot.
+
+    One plain pass per slot over all that may be before it: nothing else is in the text. The prompt
+    sees itself, and a slot what is before it.
+    """
+    size, first = lm.config.vocab_size, len(prompt)
+    law = np.ones(())
+    for depth in range(len(turns)):
+        before = np.indices((size,) * depth).reshape(depth, size**depth).T
+        slot = np.asarray(turns[: depth + 1], np.int32)
+        position = np.concatenate([np.arange(first), first + slot]).astype(np.int32)
+        blocks = np.concatenate([np.zeros(first), 1 + np.arange(depth + 1)]).astype(np.int32)
+        asked = [np.tile(prompt, (len(before), 1)), before, np.full((len(before), 1), size - 1)]
+        rows = np.concatenate(asked, 1).astype(np.int32)
+        scores = np.array(_last_scores(lm.params, rows, position, blocks, target=lm.target))
+        scores = scores.astype(np.float64) / temperature
+        scores[:, size - 1] = -np.inf
+        probs = np.exp(scores - scores.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        law = law[..., None] * probs.reshape(law.shape + (size,))
+    return np.moveaxis(law, range(len(turns)), turns)
+
+
+@functools.partial(jax.jit, static_argnames="target")
+def _last_scores(params, rows, position, blocks, *, target):
+    batch, width = rows.shape
+    program = MaskProgram(
+        cached=jnp.zeros(batch, jnp.int32),
+        positions=jnp.broadcast_to(position, rows.shape),
+        num_new=jnp.full(batch, width, jnp.int32),
+        rule="block_causal",
+        blocks=jnp.broadcast_to(blocks, rows.shape),
+    )
+    return target.logits(params, target.forward(params, rows, program, None).hidden[:, -1])
+
+
 def by_rule(ask: Conditionals, select: Callable[..., Any], weights: Any) -> np.ndarray:
     """Law of the text when a commit rule decides; one axis per slot.
 

@@ -11,6 +11,8 @@ schedules cost can be measured apart from what a network has learned.
 Where the decided slots agree with no answer, the law keeps to what is left: unused items of a
 `shuffle`, the old item of a `replace`.
 
+Rows that see part of a text only have the law of that part.
+
 Exactness: the marginals are exact; nothing is reused from step to step, so only reuse="none" runs.
 """
 
@@ -23,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode.api import LanguageModel
+from jaxdecode.core import masks
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Target, TargetOutput
 from jaxdecode.errors import InputError
@@ -33,7 +36,7 @@ from jaxdecode.models.config import Denoiser
 @functools.lru_cache
 def lists_model(size: int) -> LanguageModel:
     """The oracle of all list tasks with lists of `size` items; a problem names its task."""
-    forward = functools.partial(_forward, functools.partial(list_laws, size))
+    forward = functools.partial(_forward, functools.partial(list_laws, size), lists.MASK_TOKEN)
     built = toys.config(vocab_size=lists.VOCAB_SIZE, denoiser=Denoiser(mask_token=lists.MASK_TOKEN))
     return _bundle(f"lists of {size}", built, forward)
 
@@ -46,7 +49,7 @@ def table_model(law: tuple[tuple[float, ...], ...]) -> LanguageModel:
     """
     table = np.asarray(law)
     size = len(table)
-    forward = functools.partial(_forward, functools.partial(_table_laws, law))
+    forward = functools.partial(_forward, functools.partial(_table_laws, law), size)
     built = toys.config(vocab_size=size + 1, denoiser=Denoiser(mask_token=size))
     return _bundle("table", built, forward)
 
@@ -72,6 +75,7 @@ def _logits(params: Any, hidden: Float[Array, "... V"]) -> Float[Array, "... V"]
 
 def _forward(
     laws: Any,
+    mask_token: int,
     params: Any,
     tokens: Int[Array, "B T"],
     program: MaskProgram,
@@ -80,11 +84,33 @@ def _forward(
     acts: Any = None,
 ) -> TargetOutput:
     """Scores in place of hidden states: they are what the head reads."""
-    del params, program, acts
+    del params, acts
     if cached is not None or taps:
         raise InputError("an oracle has no keys, values or layers; use reuse='none'.")
-    with_law = jax.vmap(laws)(tokens)
-    return TargetOutput(hidden=with_law, rows=((), ()), taps={})
+    if program.rule == "tree":
+        seen = jax.vmap(functools.partial(_as_told, laws, mask_token))(
+            tokens, program.positions, masks.dense(program, num_slots=0, window=0)[1]
+        )
+    else:
+        seen = jax.vmap(laws)(tokens)
+    return TargetOutput(hidden=seen, rows=((), ()), taps={})
+
+
+def _as_told(
+    laws: Any,
+    mask_token: int,
+    tokens: Int[Array, "T"],
+    slot: Int[Array, "T"],
+    sees: Bool[Array, "T T"],
+) -> Float[Array, "T V"]:
+    """The law of each row's slot in the text that the row sees, undecided where it sees nothing."""
+
+    def row(slot_of_row, sees):
+        text = jnp.full(tokens.shape, mask_token, jnp.int32)
+        known = jnp.where(sees, slot, tokens.shape[0])
+        return laws(text.at[known].set(tokens, mode="drop"))[slot_of_row]
+
+    return jax.vmap(row)(slot, sees)
 
 
 def list_laws(size: int, row: Int[Array, "T"]) -> Float[Array, "T V"]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdecode.core.commit import slots
 from jaxdecode.core.types import Candidates, Canvas, Request, Window
 from jaxdecode.sampling import noise
 
@@ -32,11 +33,6 @@ def entropy(candidates: Candidates) -> Float[Array, "B W"]:
     logprobs = jax.nn.log_softmax(candidates.scores)
     probs = jnp.exp(logprobs)
     return -jnp.where(probs > 0, probs * logprobs, 0.0).sum(-1)
-
-
-def slots(window: Window) -> Int[Array, "B W"]:
-    """Places on the canvas of a window's slots."""
-    return window.start[:, None] + jnp.arange(window.open.shape[1], dtype=jnp.int32)
 
 
 def taken(array: Array, window: Window) -> Array:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdecode.core.commit import slots
 from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
 from jaxdecode.core.types import Candidates, Canvas, Request, Sampling, Window
 from jaxdecode.sampling import noise, warp
@@ -47,7 +48,7 @@ def candidates(
     logits: Float[Array, "W V"],
 ) -> Candidates:
     """Those of one row."""
-    num_slots, size = logits.shape
+    size = logits.shape[-1]
     scores = logits.at[:, window.mask_token].set(-jnp.inf)
     seen = walk.seen_tokens(canvas, sampling, size)
 
@@ -58,6 +59,5 @@ def candidates(
         token = warp.draw(row, sampling, seen, drawn)
         return token, row[token] - jax.nn.logsumexp(row)
 
-    position = window.start + jnp.arange(num_slots, dtype=jnp.int32)
-    tokens, logprob = jax.vmap(draw)(scores, position)
+    tokens, logprob = jax.vmap(draw)(scores, slots(window))
     return Candidates(tokens=tokens, logprob=logprob, scores=scores)
