@@ -52,11 +52,9 @@ def make(config: Config, models: Models) -> Drafter:
     """The drafter; errors as of `denoise.make`.
 
     Raises:
-        InputError: there are no blocks, or none of which a part can be reused.
+        InputError: a part of a block would be reused where blocks are not exact.
     """
     plan, base = denoise.plan_of(config, models), denoise.make(config, models)
-    if not plan.block:
-        raise InputError("parts of blocks need blocks; give block_length, for example 32.")
     if config.sub_reuse and plan.reuse != "block":
         raise InputError(
             f"sub_reuse=True is for models with blocks of their own and reuse='block', not "

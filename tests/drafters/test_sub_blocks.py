@@ -65,7 +65,5 @@ def test_reuse_takes_in_less_and_rows_stay_themselves(law):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="sub_reuse=True is for models with blocks of their own"):
         jd.generate(toys.denoiser(), PROMPTS, method="fast_dllm_v2", block_length=8, sub_reuse=True)
-    with pytest.raises(InputError, match="parts of blocks need blocks"):
-        jd.generate(toys.denoiser(), PROMPTS, method="fast_dllm_v2")
     with pytest.raises(InputError, match="sub_block=0"):
         generate(sub_block=0)
