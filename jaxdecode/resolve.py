@@ -187,15 +187,15 @@ def method_of(choice: Choice, models: Models) -> Method:
         commit = _module("commits", entry.commit).make(choice.commit, models)
     return Method(
         drafter=drafter,
-        verifier=verifier(entry.verifier, choice.verifier),
+        verifier=verifier(entry.verifier, choice.verifier, models),
         cache=models.target.cache if drafter.keeps else cache("none", models.target.mesh),
         commit=commit,
     )
 
 
-def verifier(file: str, config: Any) -> Verifier:
+def verifier(file: str, config: Any, models: Models) -> Verifier:
     """The bundle of a file in `verifiers/`."""
-    return _module("verifiers", file).make(config)
+    return _module("verifiers", file).make(config, models)
 
 
 def policy(file: str) -> Callable[..., Any]:
