@@ -50,6 +50,15 @@ FILL = {
         summary="undoes the hiding of slots as it was done: each by its own chance",
         options=MappingProxyType({"steps": 1000}),
     ),
+    "edlm": _Line(
+        verifier="energy",
+        commit="ancestral",
+        reference="mdlm",
+        source="arXiv:2410.21357",
+        summary="mdlm that draws several texts per step; a left-to-right model weighs them",
+        needs=("draft",),
+        options=MappingProxyType({"steps": 1000}),
+    ),
     "first_hitting": _Line(
         commit="ancestral",
         cache="none",

@@ -48,6 +48,8 @@ WHOLE: dict[str, dict[str, Any]] = {
     "guided": {"block_length": 0, "reuse": "none", "guidance": 0.0},
     "delayed": {"block_length": 0, "renew_every": 1},
 }
+# Verifiers that can give single draws of the target's law, and the setting at which they do.
+SINGLE: dict[str, dict[str, Any]] = {"denoise": {}, "energy": {"num_candidates": 1}}
 # What a drafter must be given where there is no tokenizer.
 GIVEN: dict[str, dict[str, Any]] = {"adablock": {"delimiters": (0,)}}
 TEXTS, TEXT_NEW = 64, 12
@@ -69,7 +71,7 @@ class Found(NamedTuple):
 def provable(name: str) -> bool:
     """Whether there is a setting to prove the line at, or a line to compare it with."""
     entry = METHODS[name]
-    plain = entry.verifier == "denoise" and entry.heads is None
+    plain = entry.verifier in SINGLE and entry.heads is None
     return _copies(name) or (plain and entry.commit in STRICT and entry.drafter in WHOLE)
 
 
@@ -148,7 +150,8 @@ def _prove_case(
     twin_samples: int,
     progress: Callable[[int], None] | None,
 ) -> _Case:
-    ready = _setup(name, WHOLE[METHODS[name].drafter] | options)
+    entry = METHODS[name]
+    ready = _setup(name, WHOLE[entry.drafter] | SINGLE[entry.verifier] | options)
     broken = ready._replace(method=twin(ready.method))
     law = law_of(order)
     cells = _counts(ready, samples, progress)

@@ -11,7 +11,7 @@ from tests import toys
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 MASK = toys.denoiser().config.denoiser.mask_token
 # One line per way of proposing and deciding; the others run with the slow tests.
-CORE = ("llada", "fast_dllm", "mdlm", "rcr", "adablock", "cfg", "dkv_cache")
+CORE = ("llada", "fast_dllm", "mdlm", "rcr", "adablock", "cfg", "dkv_cache", "edlm")
 NAMES = [n if n in CORE else pytest.param(n, marks=pytest.mark.slow) for n in toys.FILL]
 # Rules that look at stop tokens, and options with which they do not.
 BLIND = {"eoser": {"end_weight": 1.0}}
@@ -26,7 +26,7 @@ def blocks(name):
 
 
 def generate(name, prompts=PROMPTS, lm=None, **asked):
-    asked = {"max_new_tokens": 17} | blocks(name) | asked
+    asked = {"max_new_tokens": 17} | blocks(name) | toys.helpers(name) | asked
     return jd.generate(lm or toys.denoiser(), prompts, method=name, **asked)
 
 
