@@ -103,13 +103,22 @@ def _refuse(name: str, entry: Entry, asked: Options) -> None:
 
 def check_model(name: str, config: Any) -> None:
     """Refuses a method that fills slots on a model that cannot, and the other way round."""
-    if METHODS[name].fills == (config.denoiser is not None):
+    denoiser = config.denoiser
+    kind = "writes one token after the other" if denoiser is None else "fills undecided slots"
+    if denoiser is not None and denoiser.inserts:
+        kind = "inserts tokens"
+    fits = [other for other, entry in METHODS.items() if _runs(entry, config)]
+    if name in fits:
         return
-    fits = [other for other, entry in METHODS.items() if entry.fills != METHODS[name].fills]
-    kind = "writes one token after the other" if METHODS[name].fills else "fills undecided slots"
     raise InputError(
         f"method {name!r} cannot run this model, which {kind}; use one of {', '.join(fits)}."
     )
+
+
+def _runs(entry: Entry, config: Any) -> bool:
+    denoiser = config.denoiser
+    inserts = denoiser is not None and denoiser.inserts
+    return entry.fills == (denoiser is not None) and inserts == ("insertions" in entry.needs)
 
 
 def check_draft(name: str, *, given: bool) -> None:

@@ -22,7 +22,10 @@ def needs_of(method: str) -> list[str]:
     """What the caller must give besides the target."""
     entry = METHODS[method]
     model = ["masked diffusion model"] if entry.fills else []
-    return [*model, *entry.needs, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
+    if "insertions" in entry.needs:
+        model = ["insertion model"]
+    given = [need for need in entry.needs if need != "insertions"]
+    return [*model, *given, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
 
 
 def explain(method: str) -> str:

@@ -156,6 +156,18 @@ FILL = {
         source="arXiv:2505.15781",
         summary="llada that reuses keys and values of a slot a step after it was decided",
     ),
+    "ilm": _Line(
+        drafter="insertion",
+        verifier="insertion",
+        commit="picked",
+        cache="none",
+        level="L0",
+        reference="ilm",
+        source="arXiv:2505.05755",
+        summary="inserts one token per pass, wherever in the text one is most wanted",
+        needs=("insertions",),
+        refuses=("stop", "stop_tokens"),
+    ),
     "freedave": _Line(
         drafter="freedave",
         verifier="nested",
