@@ -98,6 +98,7 @@ def infill(
     templates: Template | Sequence[Template],
     *,
     method: str = "llada",
+    draft: LanguageModel | None = None,
     heads: Heads | str | Path | None = None,
     n: int = 1,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -111,6 +112,7 @@ def infill(
         templates: text in which `[[MASK:8]]` stands for eight tokens, `{"tokens": [...]}` with
             None for open slots, or a list of these.
         method: a method that fills slots.
+        draft: the autoregressive model of methods that need one.
         heads: trained heads of methods that need some.
         n: samples per template.
         batch_size: rows decoded at once.
@@ -140,7 +142,7 @@ def infill(
     rows = [row for row in given for _ in range(n)]
     seeds = [seed for seed in chosen.seeds(len(given)) for _ in range(n)]
     keys = [noise.row_key(seeds[i], row, sample=i % n) for i, row in enumerate(rows)]
-    engine = _engine(lm, choice, None, heads)
+    engine = _engine(lm, choice, draft, heads)
     out = _decode(lm, engine, rows, keys, chosen, batch_size, progress)
     return whole_texts(lm.tokenizer, out, [list(row[: row.start]) for row in rows])
 

@@ -103,13 +103,22 @@ def _refuse(name: str, entry: Entry, asked: Options) -> None:
 
 def check_model(name: str, config: Any) -> None:
     """Refuses a method that fills slots on a model that cannot, and the other way round."""
-    if METHODS[name].fills == (config.denoiser is not None):
+    denoiser = config.denoiser
+    kind = "writes one token after the other" if denoiser is None else "fills undecided slots"
+    if denoiser is not None and denoiser.inserts:
+        kind = "inserts tokens"
+    fits = [other for other, entry in METHODS.items() if _runs(entry, config)]
+    if name in fits:
         return
-    fits = [other for other, entry in METHODS.items() if entry.fills != METHODS[name].fills]
-    kind = "writes one token after the other" if METHODS[name].fills else "fills undecided slots"
     raise InputError(
         f"method {name!r} cannot run this model, which {kind}; use one of {', '.join(fits)}."
     )
+
+
+def _runs(entry: Entry, config: Any) -> bool:
+    denoiser = config.denoiser
+    inserts = denoiser is not None and denoiser.inserts
+    return entry.fills == (denoiser is not None) and inserts == ("insertions" in entry.needs)
 
 
 def check_draft(name: str, *, given: bool) -> None:
@@ -187,15 +196,15 @@ def method_of(choice: Choice, models: Models) -> Method:
         commit = _module("commits", entry.commit).make(choice.commit, models)
     return Method(
         drafter=drafter,
-        verifier=verifier(entry.verifier, choice.verifier),
+        verifier=verifier(entry.verifier, choice.verifier, models),
         cache=models.target.cache if drafter.keeps else cache("none", models.target.mesh),
         commit=commit,
     )
 
 
-def verifier(file: str, config: Any) -> Verifier:
+def verifier(file: str, config: Any, models: Models) -> Verifier:
     """The bundle of a file in `verifiers/`."""
-    return _module("verifiers", file).make(config)
+    return _module("verifiers", file).make(config, models)
 
 
 def policy(file: str) -> Callable[..., Any]:

@@ -99,6 +99,8 @@ def row_result(
         text = cut_text(tokenizer.decode(tokens), options.stop)
     nfe = int(snapshot.stats.nfe[row])
     steps = snapshot.canvas.commit_step[row, start:end]
+    if snapshot.outputs is not None and snapshot.outputs.step is not None:
+        steps = snapshot.outputs.step[row, 0, start:end]
     # Given parts of a template, which lie between what is new, have no step.
     num_new = int((steps >= 0).sum()) if not alternatives else len(tokens)
     stats = RowStats(

@@ -20,14 +20,17 @@ def methods() -> list[dict[str, Any]]:
 
 def needs_of(method: str) -> list[str]:
     """What the caller must give: a model of another kind, and what comes beside it."""
-    model = ["masked diffusion model"] if METHODS[method].fills else []
+    entry = METHODS[method]
+    kind = "insertion model" if "insertions" in entry.needs else "masked diffusion model"
+    model = [kind] if entry.fills else []
     return [*model, *beside(method)]
 
 
 def beside(method: str) -> list[str]:
     """What the caller must give besides the target."""
     entry = METHODS[method]
-    return [*entry.needs, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
+    given = [need for need in entry.needs if need != "insertions"]
+    return [*given, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
 
 
 def explain(method: str) -> str:

@@ -109,6 +109,11 @@ def denoiser(**parts) -> api.LanguageModel:
     return api.from_params(built, params(config()), name="denoiser")
 
 
+def filler(name: str) -> api.LanguageModel:
+    """A random model that a line which fills slots can run."""
+    return denoiser(inserts=True) if "insertions" in METHODS[name].needs else denoiser()
+
+
 def helpers(name: str, lm: api.LanguageModel | None = None) -> dict:
     """What a method needs besides the target, as keyword arguments of `generate`."""
 

@@ -150,18 +150,19 @@ def check_config(config: ModelConfig, where: str) -> ModelConfig:
 def _check_denoiser(config: ModelConfig, where: str) -> None:
     if config.denoiser is None:
         return
-    mask, block, shifted = (
-        getattr(config.denoiser, name) for name in ("mask_token", "block", "shifted")
+    mask, block, shifted, inserts = (
+        getattr(config.denoiser, name) for name in ("mask_token", "block", "shifted", "inserts")
     )
     if type(mask) is not int or not 0 <= mask < config.vocab_size:
         raise CorruptCheckpointError(
             f"{where}: the mask token is {mask!r}, expected a token id from 0 to "
             f"{config.vocab_size - 1}."
         )
-    if type(block) is not int or not 0 <= block <= _MAX_DIM or type(shifted) is not bool:
+    flags = {type(shifted), type(inserts)}
+    if type(block) is not int or not 0 <= block <= _MAX_DIM or flags != {bool}:
         raise CorruptCheckpointError(
-            f"{where}: blocks of {block!r} and shifted = {shifted!r}, expected an integer from 0 "
-            "on and true or false."
+            f"{where}: blocks of {block!r}, shifted = {shifted!r} and inserts = {inserts!r}, "
+            "expected an integer from 0 on, and true or false."
         )
 
 

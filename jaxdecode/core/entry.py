@@ -21,7 +21,8 @@ class Entry(NamedTuple):
         source: paper.
         tier: "stable" or "lab": what we promise about the interface.
         summary: one line for listings.
-        needs: what the caller must give: "draft" (a draft model), "tokenizer" (a model with one).
+        needs: what the caller must give: "draft" (a draft model), "tokenizer" (a model with one),
+            "insertions" (a model trained to insert).
         heads: kind of trained parts that the caller must give: a file in `heads/`.
         options: values that this line fixes differently from the files' own defaults.
         refuses: fields of `Options` that must keep their default: the method cannot honour them.

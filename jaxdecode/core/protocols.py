@@ -187,7 +187,8 @@ class Drafter(NamedTuple):
              verdict are its candidates
     remember: (state) -> memory for the next batch's init; None if nothing outlives a batch.
              Only drafters that cannot change what is emitted (L0) may have one.
-    outputs: (state) -> Outputs; only of drafters that carry several texts of a row
+    outputs: (state) -> Outputs; only of drafters that carry several texts of a row, or
+             one whose slots on the canvas are not in the order of the text
     price:   (weights, cost [W]) -> weights; takes the measured time of a step of every entry of
              `widths`; None if the drafter does not ask what a step costs
     taps:    hidden states the target must return

@@ -285,12 +285,15 @@ class Candidates:
         logprob: log-probability of that token under the target, before the warp.
         scores: the target's scores, the mask token's at -inf.
         picked: slots that a verifier which takes whole steps has decided on; None from others.
+        after: the row of the window after which each token belongs in the text, of methods whose
+            slots are not the places of a text; None from others.
     """
 
     tokens: Int[Array, "B W"]
     logprob: Float[Array, "B W"]
     scores: Float[Array, "B W V"]
     picked: Bool[Array, "B W"] | None = None
+    after: Int[Array, "B W"] | None = None
 
 
 @pytree
@@ -328,17 +331,19 @@ class Verdict:
 
 @pytree
 class Outputs:
-    """The k texts of a row of a method that writes several at once, best first.
+    """The k texts of a row of a method that writes several at once, best first, or out of order.
 
     Attributes:
         tokens: slots of each text, the prompt included.
         logprob: log-probability of each new token under the target, before the warp.
         length: slots in use; 0 where there is no text.
+        step: step at which each token was decided; None for that of its slot on the canvas.
     """
 
     tokens: Int[Array, "B k L"]
     logprob: Float[Array, "B k L"]
     length: Int[Array, "B k"]
+    step: Int[Array, "B k L"] | None = None
 
 
 @pytree

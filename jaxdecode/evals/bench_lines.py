@@ -55,6 +55,8 @@ def parse_lines(
         refused = "temperature" in entry.refuses and any(temperatures)
         headless = entry.heads is not None and entry.heads not in heads
         lacks = headless or ("draft" in entry.needs and not has_draft)
+        # The baseline fills slots, which a model that inserts cannot.
+        lacks |= "insertions" in entry.needs
         return not (refused or lacks) and entry.fills == fills and entry.policy is None
 
     baseline = baseline_of(fills)

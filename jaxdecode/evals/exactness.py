@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdecode import api, resolve
-from jaxdecode.core.protocols import Method
+from jaxdecode.core.protocols import Method, Models
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import enumeration, exactness_fill, sampled, toys
@@ -227,7 +227,10 @@ def variation(choice: resolve.Choice, method: Method, broken: bool = False) -> f
 @functools.lru_cache(maxsize=256)
 def _variation(file: str, config: Any, drafts: bool, broken: bool) -> float:
     draws = getattr(config, "draws", DRAWS.get(file, "any")) if drafts else "none"
-    verifier = walk.make(_twin_rule(drafts)) if broken else resolve.verifier(file, config)
+    if broken:
+        verifier = walk.make(_twin_rule(drafts))
+    else:
+        verifier = resolve.verifier(file, config, Models(toys.model().bound))
     return max(enumeration.variation(verifier, drafter) for drafter in DRAWN[draws])
 
 

@@ -64,6 +64,12 @@ WHOLE: dict[str, dict[str, Any]] = {
     "delayed": {"block_length": 0, "renew_every": 1},
     "any_subset": {},
 }
+# Verifiers that can give single draws of the target's law, and the setting at which they do.
+SINGLE: dict[str, dict[str, Any]] = {
+    "denoise": {},
+    "energy": {"num_candidates": 1},
+    "ranked": {},
+}
 # What a drafter must be given where there is no tokenizer.
 GIVEN: dict[str, dict[str, Any]] = {"adablock": {"delimiters": (0,)}}
 TEXTS, TEXT_NEW = 64, 12
@@ -85,7 +91,7 @@ class Found(NamedTuple):
 def provable(name: str) -> bool:
     """Whether there is a setting to prove the line at, or a line to compare it with."""
     entry = METHODS[name]
-    plain = entry.verifier in ("denoise", "ranked") and entry.heads is None
+    plain = entry.verifier in SINGLE and entry.heads is None
     return _copies(name) or (plain and entry.commit in STRICT and entry.drafter in WHOLE)
 
 
@@ -164,8 +170,9 @@ def _prove_case(
     twin_samples: int,
     progress: Callable[[int], None] | None,
 ) -> _Case:
-    ready = _setup(name, WHOLE[METHODS[name].drafter] | options)
-    broken = ready._replace(method=twin(ready.method, METHODS[name].verifier))
+    entry = METHODS[name]
+    ready = _setup(name, WHOLE[entry.drafter] | SINGLE[entry.verifier] | options)
+    broken = ready._replace(method=twin(ready.method, entry.verifier))
     law = law_of(order)
     cells = _counts(ready, samples, progress)
     wrong = _counts(broken, min(samples, twin_samples), progress)

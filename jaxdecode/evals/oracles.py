@@ -54,6 +54,68 @@ def table_model(law: tuple[tuple[float, ...], ...]) -> LanguageModel:
     return _bundle("table", built, forward)
 
 
+@functools.lru_cache
+def insertions_model(law: tuple[float, ...], size: int) -> LanguageModel:
+    """The oracle that inserts towards texts of `size` tokens, after a prompt of one token.
+
+    What it scores is what a model learns from texts of which all but a random part is taken away:
+    the chance that a token taken at random was `v`, after the j-th that is left.
+
+    Args:
+        law: probability of every text, the last token's index running fastest.
+        size: tokens of a text.
+    """
+    num_tokens = round(len(law) ** (1 / size))
+    forward = functools.partial(_insertions, law, size)
+    denoiser = Denoiser(mask_token=num_tokens, inserts=True)
+    return _bundle("insertions", toys.config(vocab_size=num_tokens + 1, denoiser=denoiser), forward)
+
+
+@functools.lru_cache
+def insertion_laws(law: tuple[float, ...], size: int) -> np.ndarray:
+    """Chance of each place and token, given what is left of a text; by its number.
+
+    The number of k tokens that are left is that of digits 1 + token, `size` of them, 0 where there
+    is none. Places are the prompt and the tokens: `[numbers, size + 1, tokens + 1]`.
+    """
+    num_tokens = round(len(law) ** (1 / size))
+    found = np.zeros(((num_tokens + 1) ** size, size + 1, num_tokens + 1))
+    for text, chance in zip(np.ndindex(*(num_tokens,) * size), law, strict=True):
+        for kept in np.ndindex(*(2,) * size):
+            place, digits = 0, [0] * size
+            taken = []
+            for token, keep in zip(text, kept, strict=True):
+                if keep:
+                    digits[place] = token + 1
+                    place += 1
+                else:
+                    taken.append((place, token))
+            number = np.ravel_multi_index(digits, (num_tokens + 1,) * size)
+            # Texts of equally many tokens left are equally often kept in each way.
+            for where, token in taken:
+                found[number, where, token] += chance
+    return found
+
+
+def _insertions(
+    law: tuple[float, ...],
+    size: int,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    program: MaskProgram,
+    cached: Any,
+    taps: tuple[str, ...] = (),
+    acts: Any = None,
+) -> TargetOutput:
+    del params, acts, cached, taps
+    scores = jnp.log(jnp.asarray(insertion_laws(law, size), jnp.float32))
+    left = jnp.arange(size) < program.num_new[:, None] - 1
+    digits = jnp.where(left, tokens[:, 1 : size + 1] + 1, 0)
+    number = (digits * scores.shape[-1] ** jnp.arange(size - 1, -1, -1)).sum(-1)
+    pad = ((0, 0), (0, tokens.shape[1] - size - 1), (0, 0))
+    return TargetOutput(hidden=jnp.pad(scores[number], pad), rows=((), ()), taps={})
+
+
 def _bundle(name: str, config: Any, forward: Any) -> LanguageModel:
     float32 = jnp.dtype(jnp.float32)
     return LanguageModel(

@@ -47,14 +47,19 @@ class Denoiser:
             autoregressive model that it was made from, rather than its own.
         block: positions per block; a position sees its own and all earlier blocks. 0: everything
             is one block, every position sees every other.
+        inserts: a position scores the tokens that may be inserted after it; nothing undecided
+            enters, and the first position's score of the mask token says that the text is whole.
     """
 
     mask_token: int
     shifted: bool = False
     block: int = 0
+    inserts: bool = False
 
     def __str__(self) -> str:
         """How it does, in a few words."""
+        if self.inserts:
+            return f"by inserting, mask token {self.mask_token}"
         sees = f"blocks of {self.block} in order" if self.block else "all at once"
         shift = ", scores shifted by one" if self.shifted else ""
         return f"{sees}, mask token {self.mask_token}{shift}"

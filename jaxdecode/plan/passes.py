@@ -32,7 +32,7 @@ def make(
     ]
     return report.Plan(
         # Kernels do not mask what the rows of a window stand for (core.attention.plan).
-        **report.setting(made) | {"attention": "xla"},
+        **{**report.setting(made), "attention": "xla"},
         memory=memory,
         failure=failure,
         ladder=(),

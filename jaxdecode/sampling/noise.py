@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int, UInt32
 # once. Draft tokens of a position are drawn again in every step that proposes them, so DRAFT and
 # BLOCK noise is keyed by the position of the step's pending token, which no other step has. FILL
 # and ORDER noise decides the token of an undecided slot and its turn; a slot may be drawn again in
-# later steps, so the row's number of steps enters too.
-TOKEN, DRAFT, BLOCK, FILL, ORDER = 0, 1, 2, 3, 4
+# later steps, so the row's number of steps enters too. TEXT noise belongs to whole texts of a row,
+# which have a number in place of a position.
+TOKEN, DRAFT, BLOCK, FILL, ORDER, TEXT = 0, 1, 2, 3, 4, 5
 
 
 def row_key(seed: int, prompt: Sequence[int], sample: int = 0) -> np.ndarray:
@@ -59,6 +60,22 @@ def turns(
         return jax.random.uniform(drawn, (), jnp.float32)
 
     return jax.vmap(draw)(positions)
+
+
+def texts(key: UInt32[Array, "2"], num: int) -> UInt32[Array, "k 2"]:
+    """Keys of `num` texts that a row draws side by side; that of the first is the row's own."""
+
+    def own(number):
+        return jax.random.key_data(stream(key, number, purpose=TEXT))
+
+    others = jax.vmap(own)(jnp.arange(1, num, dtype=jnp.int32))
+    return jnp.concatenate([key[None], others])
+
+
+def pick(key: UInt32[Array, "2"], calls: Int[Array, ""], *, num: int) -> Float[Array, "k"]:
+    """Gumbel noise for one of `num` texts in a step of the row, float32."""
+    drawn = jax.random.fold_in(stream(key, jnp.int32(0), purpose=TEXT), calls)
+    return jax.random.gumbel(drawn, (num,), jnp.float32)
 
 
 def stream(key: UInt32[Array, "2"], position: Int[Array, ""], *, purpose: int) -> Array:

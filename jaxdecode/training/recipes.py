@@ -216,6 +216,13 @@ RECIPES = {
         summary="the target fills masked tokens, from all others; also LLaDA's losses and MD4's",
         measure="loss",
     ),
+    "ilm": Recipe(
+        objective="ilm",
+        method="ilm",
+        source="arXiv:2505.05755",
+        summary="the target inserts what is missing from a text, anywhere in it",
+        measure="loss",
+    ),
     "bd3": Recipe(
         objective="bd3",
         method="llada",

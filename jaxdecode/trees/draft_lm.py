@@ -107,11 +107,14 @@ def catch_up(
 def forward(
     draft: DraftModel,
     weights: Weights,
-    view: Rows,
+    view: Rows | None,
     tokens: Int[Array, "B T"],
     start: Int[Array, "B"],
 ) -> TargetOutput:
-    """One causal forward pass over target tokens in the slots from `start` on."""
+    """One causal forward pass over target tokens in the slots from `start` on.
+
+    Without a view nothing is before them.
+    """
     width = tokens.shape[1]
     program = masks.MaskProgram(
         cached=start,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.core.types import Canvas
 from jaxdecode.trees import walk
 from jaxdecode.verifiers.typical import take_first
@@ -42,8 +42,9 @@ class Config:
             checks.integer("max_corrections", self.max_corrections, low=1)
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
+    del models
     most = config.max_corrections
     if most is None:
         return walk.make(lambda visit: visit.scores, reads_children=False)

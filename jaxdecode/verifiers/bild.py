@@ -16,7 +16,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.trees import walk
 from jaxdecode.verifiers.typical import take_first
 
@@ -37,8 +37,9 @@ class Config:
         checks.number("rollback", self.rollback, ">= 0", lambda value: value >= 0)
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
+    del models
 
     def rule(visit: walk.Visit) -> Float[Array, "V"]:
         surprise = -jax.nn.log_softmax(visit.scores)[visit.tokens]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.core.types import Canvas, Proposal, Sampling, Verdict
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import noise, residual, warp
@@ -31,9 +31,9 @@ class Config:
     """No options."""
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
-    del config
+    del config, models
     return Verifier(verify=_verify, outcomes=_outcomes)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode.core.commit import slots
-from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
+from jaxdecode.core.protocols import Models, TargetOutput, Verifier, Weights
 from jaxdecode.core.types import Candidates, Canvas, Request, Sampling, Window
 from jaxdecode.sampling import noise, warp
 from jaxdecode.trees import walk
@@ -26,9 +26,9 @@ class Config:
     """No options."""
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
-    del config
+    del config, models
     return Verifier(verify=_verify, windows=True)
 
 

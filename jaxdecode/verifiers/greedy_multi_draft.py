@@ -16,7 +16,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.sampling import residual
 from jaxdecode.trees import walk
 
@@ -26,9 +26,9 @@ class Config:
     """No options."""
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
-    del config
+    del config, models
     return walk.make(lambda visit: jnp.log(law(visit)), draws="likeliest_and_one")
 
 

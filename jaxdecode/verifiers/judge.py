@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.errors import InputError
 from jaxdecode.heads import judge
 from jaxdecode.trees import walk
@@ -39,8 +39,9 @@ class Config:
         checks.number("threshold", self.threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
+    del models
     if config.threshold == 1:  # nothing passes
         return walk.make(lambda visit: visit.scores, reads_children=False)
 

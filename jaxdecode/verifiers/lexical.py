@@ -10,7 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.errors import InputError
 from jaxdecode.trees import walk
 from jaxdecode.verifiers.typical import take_first
@@ -32,8 +32,9 @@ class Config:
             raise InputError(f"verify={self.verify!r} is not valid; it must be true or false.")
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
+    del models
 
     def rule(visit: walk.Visit) -> Float[Array, "V"]:
         if config.verify:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
+from jaxdecode.core.protocols import Models, TargetOutput, Verifier, Weights
 from jaxdecode.core.types import Candidates, Canvas, Nested, Request, Window
 from jaxdecode.errors import InputError
 from jaxdecode.trees import walk
@@ -27,9 +27,9 @@ class Config:
     """No options."""
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
-    del config
+    del config, models
     return Verifier(verify=functools.partial(_verify, _reached), windows=True)
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode.core.commit import slots
-from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
+from jaxdecode.core.protocols import Models, TargetOutput, Verifier, Weights
 from jaxdecode.core.types import Candidates, Canvas, Drafted, Request, Sampling, Window
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import noise, warp
@@ -33,9 +33,9 @@ class Config:
     """No options."""
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
-    del config
+    del config, models
     return by_rule(_rejection)
 
 

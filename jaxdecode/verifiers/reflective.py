@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.core.types import Canvas, Proposal, Sampling
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import residual, warp
@@ -40,8 +40,9 @@ class Config:
         checks.number("alpha", self.alpha, "from 0 to 1", lambda value: 0 <= value <= 1)
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
+    del models
     if config.alpha == 0:
         return walk.make(lambda visit: visit.scores, reads_children=False)
 

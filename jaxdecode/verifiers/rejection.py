@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import residual
 from jaxdecode.trees import walk
@@ -48,8 +48,9 @@ class Config:
             )
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
+    del models
     once = config.draws == "without_replacement"
     return walk.make(lambda visit: jnp.log(law(visit, once=once)), draws=config.draws)
 

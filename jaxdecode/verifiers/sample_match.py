@@ -12,7 +12,7 @@ position-keyed noise is ours.
 
 import dataclasses
 
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.trees import walk
 
 
@@ -21,7 +21,7 @@ class Config:
     """No options."""
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
-    del config
+    del config, models
     return walk.make(lambda visit: visit.scores, reads_children=False)

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.core.types import Verdict
 from jaxdecode.errors import InputError
 from jaxdecode.trees import superposition
@@ -20,8 +20,9 @@ class Config(superposition.Config):
     """The options of `trees.superposition`."""
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier; it needs proposals of superposed hypotheses."""
+    del models
 
     def verify(weights, request, canvas, proposal, output):
         del weights, canvas

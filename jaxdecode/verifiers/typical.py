@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdecode import checks
-from jaxdecode.core.protocols import Verifier
+from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.trees import walk
 
 
@@ -40,8 +40,9 @@ class Config:
         checks.number("delta", self.delta, "above 0", lambda value: value > 0)
 
 
-def make(config: Config) -> Verifier:
+def make(config: Config, models: Models) -> Verifier:
     """The verifier."""
+    del models
 
     def rule(visit: walk.Visit) -> Float[Array, "V"]:
         target = visit.target_probs()

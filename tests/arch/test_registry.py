@@ -50,11 +50,11 @@ def _bundle(seat: str, file: str):
     module = importlib.import_module(f"jaxdecode.{SEATS[seat]}.{file}")
     if seat == "cache":
         return module.make()
-    if seat == "verifier":
-        return module.make(module.Config())
     fills = any(entry.fills for entry in METHODS.values() if getattr(entry, seat) == file)
     lm = toys.denoiser() if fills else toys.model()
     bound = lm.bound._replace(tokenizer=SimpleNamespace(token_bytes=[b"\n"]))
+    if seat == "verifier":
+        return module.make(module.Config(), Models(bound, toys.model().bound))
     if seat == "commit":
         return module.make(module.Config(), Models(bound))
     kinds = {entry.heads for entry in METHODS.values() if entry.drafter == file} - {None}

@@ -11,7 +11,7 @@ from tests import toys
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 MASK = toys.denoiser().config.denoiser.mask_token
 # One line per way of proposing and deciding; the others run with the slow tests.
-CORE = ("llada", "fast_dllm", "mdlm", "rcr", "adablock", "cfg", "dkv_cache", "assd")
+CORE = ("llada", "fast_dllm", "mdlm", "rcr", "adablock", "cfg", "dkv_cache", "assd", "edlm", "ilm")
 NAMES = [n if n in CORE else pytest.param(n, marks=pytest.mark.slow) for n in toys.FILL]
 # Rules that look at stop tokens, and options with which they do not.
 BLIND = {"eoser": {"end_weight": 1.0}}
@@ -28,8 +28,8 @@ def blocks(name):
 
 
 def generate(name, prompts=PROMPTS, lm=None, **asked):
-    asked = {"max_new_tokens": 17} | blocks(name) | asked
-    return jd.generate(lm or toys.denoiser(), prompts, method=name, **asked)
+    asked = {"max_new_tokens": 17} | blocks(name) | toys.helpers(name) | asked
+    return jd.generate(lm or toys.filler(name), prompts, method=name, **asked)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -58,6 +58,10 @@ def test_every_slot_is_decided_once_and_counts_add_up(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_text_ends_where_its_first_stop_token_is(name):
     asked = BLIND.get(name, {})
+    if "stop_tokens" in METHODS[name].refuses:
+        with pytest.raises(InputError, match="cannot honour stop_tokens"):
+            generate(name, stop_tokens=[5])
+        return
     free = generate(name, **asked)
     stop = free.tokens[0][6]
     out = generate(name, stop_tokens=[stop], **asked)

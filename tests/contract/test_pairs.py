@@ -10,6 +10,7 @@ import pytest
 import jaxdecode as jd
 from jaxdecode import engine, options
 from jaxdecode.core import loop
+from jaxdecode.core.protocols import Models
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
@@ -37,7 +38,7 @@ def pair(drafter, verifier):
     if METHODS[name].verifier == verifier:
         return built
     module = importlib.import_module(f"jaxdecode.verifiers.{verifier}")
-    seat = module.make(module.Config())
+    seat = module.make(module.Config(), Models(built.model))
     weights = built.weights
     if verifier == "judge" and weights.heads is None:
         weights = weights._replace(heads=smallest.heads("judge", lm).params)

@@ -18,7 +18,7 @@ from jaxdecode.verifiers import sample_match
 from tests import toys
 
 NEW = 24
-MATCH = sample_match.make(sample_match.Config())
+MATCH = sample_match.make(sample_match.Config(), None)
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]]
 # A chain of three, with a wrong sibling in front of each node.
 PARENT = [-1, 0, 0, 2, 2, 4, 4]

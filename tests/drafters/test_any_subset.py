@@ -248,7 +248,7 @@ def test_the_mask_token_has_no_chance_in_either_law():
     window, state = drafter.propose(None, state, request, canvas, None)
     logits = jnp.zeros((1, 5, lm.config.vocab_size)).at[..., mask].set(50.0)
     output = dataclasses.make_dataclass("Output", ["logits"])(logits)
-    verdict = ranked.make(ranked.Config()).verify(None, request, canvas, window, output)
+    verdict = ranked.make(ranked.Config(), None).verify(None, request, canvas, window, output)
     assert isinstance(window.drafted, Drafted) and mask not in np.asarray(verdict.tokens)
     state = drafter.update(None, state, request, canvas, window, verdict, output)
     assert (np.asarray(state.probs[..., mask]) == 0).all()

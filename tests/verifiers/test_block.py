@@ -14,7 +14,7 @@ from jaxdecode.evals import enumeration
 from jaxdecode.sampling import residual
 from jaxdecode.verifiers import block, rejection, sample_match
 
-VERIFIER = block.make(block.Config())
+VERIFIER = block.make(block.Config(), None)
 
 
 @pytest.mark.parametrize(("length", "vocab_size"), [(1, 6), (2, 5), (3, 4)])
@@ -24,7 +24,7 @@ def test_what_is_emitted_has_the_targets_law(length, vocab_size):
 
 
 def test_it_never_accepts_less_than_token_by_token():
-    token_rule, more = rejection.make(rejection.Config()), 0
+    token_rule, more = rejection.make(rejection.Config(), None), 0
     for case in enumeration.tables(30):
         for length in (1, 2, 3):
             drafter = enumeration.chains(1, length)
@@ -127,7 +127,7 @@ def _step(num_rows, size, num_draft, temperature, penalty=None):
 def test_greedy_rows_are_matched_token_by_token(penalty):
     step = _step(200, 7, 4, 0.0, penalty)
     ours = jax.jit(VERIFIER.verify)(*step)
-    theirs = jax.jit(sample_match.make(sample_match.Config()).verify)(*step)
+    theirs = jax.jit(sample_match.make(sample_match.Config(), None).verify)(*step)
     np.testing.assert_array_equal(ours.num_accepted, theirs.num_accepted)
     assert len(set(np.asarray(ours.num_accepted).tolist())) == 5
     for row, count in enumerate(np.asarray(ours.num_accepted)):
@@ -137,7 +137,7 @@ def test_greedy_rows_are_matched_token_by_token(penalty):
         np.testing.assert_array_equal(ours.path[row, keep], theirs.path[row, keep])
 
 
-@pytest.mark.parametrize("verifier", [VERIFIER, rejection.make(rejection.Config())])
+@pytest.mark.parametrize("verifier", [VERIFIER, rejection.make(rejection.Config(), None)])
 def test_the_compiled_step_draws_from_its_outcomes(verifier):
     """Same drafts in every row, other keys: what is drawn against the law that proofs use."""
     num_rows, size = 40_000, 4

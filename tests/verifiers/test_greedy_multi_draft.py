@@ -10,7 +10,7 @@ from jaxdecode.evals import enumeration
 from jaxdecode.verifiers import greedy_multi_draft, rejection
 from tests.evals.test_optimal import transport
 
-VERIFIER = greedy_multi_draft.make(greedy_multi_draft.Config())
+VERIFIER = greedy_multi_draft.make(greedy_multi_draft.Config(), None)
 
 
 @pytest.mark.parametrize("branching", [(1, 1, 1), (2, 2), (3, 2), (4,), (2, 1, 1)])
@@ -34,7 +34,7 @@ def test_the_law_may_be_recorded_with_or_without_the_likeliest_tokens():
 
 
 def test_rejection_sampling_fails_on_such_drafts():
-    verifier = rejection.make(rejection.Config())
+    verifier = rejection.make(rejection.Config(), None)
     assert enumeration.variation(verifier, enumeration.likeliest_and_one((2,))) > 1e-2
 
 

@@ -11,7 +11,7 @@ from jaxdecode.evals.optimal import optimal_acceptance
 from jaxdecode.trees import walk
 from jaxdecode.verifiers import kseq
 
-VERIFIER = kseq.make(kseq.Config())
+VERIFIER = kseq.make(kseq.Config(), None)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_what_is_emitted_has_the_targets_law(number, length, vocab_size):
 
 def test_a_factor_that_is_too_small_fails(monkeypatch):
     monkeypatch.setattr(kseq, "smallest_factor", lambda target, draft, number: jnp.float32(1.0))
-    assert enumeration.variation(kseq.make(kseq.Config()), enumeration.chains(3, 1)) > 1e-2
+    assert enumeration.variation(kseq.make(kseq.Config(), None), enumeration.chains(3, 1)) > 1e-2
 
 
 def test_counting_the_slots_instead_of_the_drafts_fails():

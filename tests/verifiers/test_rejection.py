@@ -13,8 +13,8 @@ from jaxdecode.sampling import residual
 from jaxdecode.trees import walk
 from jaxdecode.verifiers import rejection
 
-ONCE = rejection.make(rejection.Config())
-AGAIN = rejection.make(rejection.Config(draws="with_replacement"))
+ONCE = rejection.make(rejection.Config(), None)
+AGAIN = rejection.make(rejection.Config(draws="with_replacement"), None)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def law_by_hand(target, tokens, epsilon, delta):
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.09, 0.3), (0.2, 1.0), (0.01, 0.9)])
 def test_the_law_is_that_of_the_rule(epsilon, delta):
-    verifier = typical.make(typical.Config(epsilon=epsilon, delta=delta))
+    verifier = typical.make(typical.Config(epsilon=epsilon, delta=delta), None)
     drafts = enumeration.likeliest((3,))
     for case in list(enumeration.tables(20, vocab_size=6))[6:]:
         tokens = np.asarray(drafts(case.draft, 0).proposal.tokens)[0, 1:]
@@ -50,7 +50,7 @@ def test_a_lower_threshold_accepts_more():
     for case in enumeration.tables(10, vocab_size=5):
         counts = [
             enumeration.num_accepted(
-                typical.make(typical.Config(epsilon=epsilon, delta=1e9)), drafts, case
+                typical.make(typical.Config(epsilon=epsilon, delta=1e9), None), drafts, case
             )
             for epsilon in (1.0, 0.5, 0.2, 0.05)
         ]
@@ -58,7 +58,7 @@ def test_a_lower_threshold_accepts_more():
         first = enumeration.likeliest((2,))
         firsts = [
             enumeration.num_accepted(
-                typical.make(typical.Config(epsilon=epsilon, delta=1e9)), first, case
+                typical.make(typical.Config(epsilon=epsilon, delta=1e9), None), first, case
             )
             for epsilon in (1.0, 0.5, 0.2, 0.05)
         ]
@@ -66,7 +66,7 @@ def test_a_lower_threshold_accepts_more():
 
 
 def test_missing_children_do_not_pass():
-    verifier = typical.make(typical.Config())
+    verifier = typical.make(typical.Config(), None)
     proposal = enumeration.likeliest((2,))(np.eye(4), 0).proposal
     gone = dataclasses.replace(proposal, valid=proposal.valid.at[:, 1:].set(False))
     case = enumeration.Tables(target=np.full((4, 4), 0.25), draft=np.eye(4))
