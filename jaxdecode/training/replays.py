@@ -174,10 +174,17 @@ def _look(
 
 
 def lessons(trace: Trace, laid: Blocks, size: int, key: Array) -> Lessons:
-    """The blocks of a batch, or where there are very many of them some that are drawn."""
+    """As many blocks of each row as fit into it side by side; drawn, where short answers make more.
+
+    Args:
+        trace: of a replay.
+        laid: its blocks.
+        size: tokens of a block.
+        key: of the draw.
+    """
     width = laid.slot.shape[1]
     begins = laid.inside & (laid.slot == 0)
-    num = min(width, 2 * (width // size + 1))
+    num = -(-width // size)
     first = probed.choose(begins.astype(jnp.float32), key, num)
     where = first[..., None] + jnp.arange(size)
     own = probed.taken(laid.number, jnp.minimum(where, width - 1))

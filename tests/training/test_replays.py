@@ -150,10 +150,10 @@ def test_many_short_blocks_are_drawn_in_turn():
     open = jnp.broadcast_to((weight > 0)[..., None], number.shape)
     trace = replays.Trace(confidence=number, entropy=number, margin=number, open=open, right=open)
     seen = set()
-    for key in jax.random.split(jax.random.key(0), 20):
+    for key in jax.random.split(jax.random.key(0), 40):
         found = replays.lessons(trace, laid, 8, key)
         assert (np.asarray(found.exists).sum(-1) == 1).all()
         first = np.asarray(found.trace.entropy)[0, :, 0, 0].tolist()
-        assert len(set(first)) == len(first) == 8
+        assert len(set(first)) == len(first) == 3
         seen |= set(first)
     assert seen == set(range(1, width, 2))

@@ -76,10 +76,10 @@ def test_only_the_filter_learns():
 @pytest.fixture(scope="module")
 def trained():
     lm = oracles.lists_model(SIZE)
-    prompts, out = own_answers(("copy", "shuffle", "replace"), 40, seed=1)
+    prompts, out = own_answers(("copy", "shuffle", "replace"), 20, seed=1)
     made, spec = gate.objective("learn2pd", lm=lm, shape={"block_length": SIZE})
     data = known(made, lm, batch_of(prompts, out.tokens))
-    params, _ = gate.train(made, lm, data, steps=600, lr=1e-2)
+    params, _ = gate.train(made, lm, data, steps=250, lr=2e-2)
     found = made.export(params, lm.params).heads
     return made, Heads(spec=spec, params=found, target=head_files.target_of(lm.config, "lists"))
 
