@@ -1,7 +1,8 @@
 """Filter of Learning to Parallel: from how sure the target is of a block to which slots are right.
 
-Two layers as wide as the block read the probabilities of all its slots at once, decided ones too
-(arXiv:2509.25188 section 4). An untrained filter is undecided about every slot.
+Two layers read the probabilities of all slots of a block at once, decided ones too; the paper's are
+as wide as its block, 32 (arXiv:2509.25188 section 4). An untrained filter is undecided about every
+slot.
 """
 
 import dataclasses
@@ -21,32 +22,35 @@ class Shape:
 
     Attributes:
         block_length: slots of the blocks that the filter is for; it fits no others.
+        num_hidden: width between the layers.
     """
 
     block_length: int = 32
+    num_hidden: int = 32
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.integer("block_length", self.block_length, low=1, high=4096)
+        checks.integer("num_hidden", self.num_hidden, low=1, high=4096)
 
 
 class Filter(nn.Module):
     """The two layers, in float32."""
 
-    width: int
+    shape: Shape
 
     @nn.compact
     def __call__(self, confidence: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
-        hidden = nn.relu(nn.Dense(self.width, dtype=jnp.float32)(confidence))
-        last = nn.Dense(self.width, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
-        return last(hidden)
+        first = nn.Dense(self.shape.num_hidden, dtype=jnp.float32)
+        zeros = nn.initializers.zeros
+        last = nn.Dense(self.shape.block_length, kernel_init=zeros, dtype=jnp.float32)
+        return last(nn.relu(first(confidence)))
 
 
 def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:
     """Parameters before training; the target decides none of their sizes."""
     del config, target
-    width = shape.block_length
-    params: Any = Filter(width).init(key, jnp.zeros((1, width)))["params"]
+    params: Any = Filter(shape).init(key, jnp.zeros((1, shape.block_length)))["params"]
     return params
 
 
@@ -61,5 +65,5 @@ def scores(
         confidence: the target's probability of what each slot holds: its candidate, or the token
             it was decided on; 1 past the text's end.
     """
-    found: Any = Filter(shape.block_length).apply({"params": params}, confidence)
+    found: Any = Filter(shape).apply({"params": params}, confidence)
     return found
