@@ -1,4 +1,4 @@
-"""How few passes a text takes if nothing is decided but what is right: the bound of learned rules.
+"""How few passes a text takes if all that is right is decided at once: what learned rules aim at.
 
 Each pass decides every slot of the block whose candidate is the text's own token; where there is
 none, the rest of the block is given. This is the loop itself, with a verifier that knows the text.

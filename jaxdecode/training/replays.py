@@ -92,7 +92,7 @@ def blocks(asked: denoising.Setting, batch: Batch, size: int) -> Blocks:
 def right_ones(seen: Trace, blocks: Blocks) -> Bool[Array, "B T"]:
     """Every slot whose likeliest token is the text's; where there is none, the whole block.
 
-    No rule that arrives at the text takes fewer passes slot for slot (arXiv:2509.25188 section 3).
+    What a rule that knew the text would do (arXiv:2509.25188 section 3).
     """
     some = per_block(jax.ops.segment_max, seen.right.astype(jnp.int32), blocks.number) > 0
     return seen.right | (seen.open & ~some)

@@ -1,4 +1,4 @@
-"""The fewest passes of a text that is known: closed forms on oracles, a plain loop on a network."""
+"""Passes of a text that is known: closed forms on oracles, a plain loop on a network."""
 
 import numpy as np
 import pytest

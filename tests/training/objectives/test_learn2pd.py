@@ -102,7 +102,7 @@ def test_what_it_takes_for_right_on_held_out_traces_is(trained):
     assert (open & (shown >= 0.9))[right].mean() < 0.7 * sure[right].mean()
 
 
-def test_it_takes_fewer_passes_than_the_sampler_and_no_fewer_than_the_bound(trained):
+def test_it_takes_fewer_passes_than_the_sampler_and_no_fewer_than_one_that_knows_the_text(trained):
     lm = oracles.lists_model(SIZE)
     prompts, plain = own_answers(("copy", "shuffle", "replace"), 20, seed=2)
     _, out = own_answers(
