@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from jaxdecode.dist.hosts import Process
     from jaxdecode.jobs import Job
 
-_RESULT_FIELDS = ("max_new_tokens", "temperature", "top_p", "n", "seed", "dtype", "held_out")
+_RESULT_FIELDS = (
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "seed",
+    "dtype",
+    "held_out",
+    "block_length",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,9 @@ class Distill:
     """0 takes the likeliest token; higher values draw more freely."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that together have this probability."""
+    block_length: int = 0
+    """Of a model that fills slots, one per pass: slots that are filled before those after them; 0
+    is its own block, or the whole text."""
     n: Annotated[int, arg(aliases=("-n",))] = 1
     """Answers per prompt; they differ only if they are sampled."""
     seed: int = 0
@@ -117,6 +129,7 @@ class Distill:
             raise InputError("--prompts - cannot be resumed; give the prompts as a file.")
         wanted = "a share from 0 to below 1"
         checks.number("--held-out", self.held_out, wanted, lambda x: 0 <= x < 1)
+        checks.integer("--block-length", self.block_length, low=0)
         for name in ("n", "batch_size"):
             checks.integer(f"--{name.replace('_', '-')}", getattr(self, name), low=1)
         if self.n > 1 and self.temperature == 0:
@@ -129,6 +142,17 @@ class Distill:
     def _options(self) -> dict[str, Any]:
         names = ("max_new_tokens", "temperature", "top_p")
         return {name: getattr(self, name) for name in names}
+
+    def _filling(self, lm: "LanguageModel") -> dict[str, Any]:
+        """How the model decodes, if not one token after the other."""
+        if lm.config.denoiser is not None:
+            return {"method": "llada", "block_length": self.block_length}
+        if self.block_length:
+            raise InputError(
+                f"--block-length {self.block_length} is for models that fill slots, and "
+                f"{self.model!r} writes one token after the other; leave it out."
+            )
+        return {}
 
     def _load(self) -> "LanguageModel":
         from jaxdecode import api
@@ -166,6 +190,7 @@ class Distill:
             for rows in mine
         ]
         num_prompts, num_tokens = sum(map(len, mine)), 0
+        options = self._options() | self._filling(lm)
         shown = show_progress(self.progress)
         with run_bar(sharing.title(here), num_prompts, shown) as tick:
             for number, rows in zip(parts, prompts, strict=True):
@@ -176,7 +201,7 @@ class Distill:
                     n=self.n,
                     batch_size=self.batch_size,
                     progress=within,
-                    **self._options(),
+                    **options,
                 )
                 first = job.rows(number)[0]
                 numbered = [{"index": first + i // self.n} | x for i, x in enumerate(found)]

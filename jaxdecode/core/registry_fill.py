@@ -206,4 +206,20 @@ FILL = {
         summary="the law of any_subset: drafts the next slots of the order and tests all at once",
         refuses=("repetition_penalty",),
     ),
+    "learn2pd": _Line(
+        commit="learn2pd",
+        heads="learn2pd",
+        tier="lab",
+        source="arXiv:2509.25188",
+        summary="fills what a trained filter takes for right, by the block's probabilities",
+        options=MappingProxyType({"block_length": 32}),
+    ),
+    "tracelock": _Line(
+        commit="tracelock",
+        heads="tracelock",
+        tier="lab",
+        source="arXiv:2605.24697",
+        summary="fills the few slots that a trained controller trusts most",
+        options=MappingProxyType({"block_length": 32}),
+    ),
 }

@@ -106,11 +106,17 @@ def examples(count: int, size: int, seed: int) -> Iterator[dict[str, object]]:
 
 
 def write(folder: Path, size: int = 6) -> None:
-    """Writes the two files that `configs/train/mdlm_lists.yaml` names."""
+    """Writes the two files that `configs/train/mdlm_lists.yaml` names, and prompts for answers of
+    the model itself.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, count) in enumerate([("train", 100_000), ("held_out", 500)]):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in examples(count, size, seed))
+    with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
+        for task in TASKS:
+            asked = ({"tokens": p.prompt, "category": task} for p in problems(task, size, 1000, 1))
+            file.writelines(json.dumps(line) + "\n" for line in asked)
 
 
 def ideal_accuracy(task: str, quotas: Sequence[int]) -> float:

@@ -48,6 +48,20 @@ def setting(model: Model, mask_token: int | None, shifted: bool, block: int) -> 
     return Setting(model, Denoiser(mask_token=mask_token, shifted=shifted, block=block))
 
 
+def own_setting(model: Model) -> Setting:
+    """How a model is asked that fills slots already; it stays as it is.
+
+    Raises:
+        InputError: it does not.
+    """
+    if model.config.denoiser is None:
+        raise InputError(
+            "the target writes one token after the other, and what is to be trained decides which "
+            "slots to fill; name a target that fills slots."
+        )
+    return Setting(model, model.config.denoiser)
+
+
 def filled(batch: Batch, token: int | None) -> Batch:
     """The batch with padding turned into tokens that are learned, at the end of each row's last
     text; None leaves it.

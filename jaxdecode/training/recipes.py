@@ -251,4 +251,20 @@ RECIPES = {
         summary="a model that fills masked tokens gets surer of those it has right",
         measure="loss",
     ),
+    "learn2pd": Recipe(
+        objective="learn2pd",
+        heads="learn2pd",
+        method="learn2pd",
+        source="arXiv:2509.25188",
+        summary="a filter that tells which candidates of a block are right, by replays",
+        measure="loss",
+    ),
+    "tracelock": Recipe(
+        objective="tracelock",
+        heads="tracelock",
+        method="tracelock",
+        source="arXiv:2605.24697",
+        summary="a controller that tells which candidates will stand, by the sampler's traces",
+        measure="loss",
+    ),
 }

@@ -55,10 +55,10 @@ def _bundle(seat: str, file: str):
     bound = lm.bound._replace(tokenizer=SimpleNamespace(token_bytes=[b"\n"]))
     if seat == "verifier":
         return module.make(module.Config(), Models(bound, toys.model().bound))
-    if seat == "commit":
-        return module.make(module.Config(), Models(bound))
-    kinds = {entry.heads for entry in METHODS.values() if entry.drafter == file} - {None}
+    kinds = {entry.heads for entry in METHODS.values() if getattr(entry, seat) == file} - {None}
     heads = smallest.heads(kinds.pop(), lm).spec if kinds else None
+    if seat == "commit":
+        return module.make(module.Config(), Models(bound, None, heads))
     return module.make(module.Config(), Models(bound, bound, heads))
 
 

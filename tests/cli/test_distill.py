@@ -10,6 +10,7 @@ from jaxdecode import api
 from jaxdecode.cli import distill as command
 from jaxdecode.cli import output
 from jaxdecode.training.data import Data, open_data
+from tests.training import runs
 
 PROMPTS = [
     *({"tokens": [3 + i, 1, 4], "category": "count"} for i in range(12)),
@@ -183,3 +184,20 @@ def test_the_time_left_is_honest(monkeypatch, stops_early):
             if batch >= 4:
                 assert bars[0].tasks[0].time_remaining == pytest.approx(left, rel=0.1, abs=2)
     assert bars[0].finished and np.isclose(bars[0].tasks[0].completed, rows * batches)
+
+
+def test_a_model_that_fills_slots_answers_block_by_block(cli, jsonl, tmp_path):
+    folder, prompts = runs.denoiser(tmp_path / "model"), jsonl(*PROMPTS[:3])
+    base = ("distill", "--model", folder, "--prompts", prompts, "--held-out", 0)
+    asked = ("--max-new-tokens", 6, "--block-length", 3)
+    assert cli(*base, *asked, "--out", tmp_path / "data").code == 0
+    lm = api.load(folder, progress=False)
+    for row in read(tmp_path / "data" / "train.jsonl"):
+        prompt = row["tokens"][: row["prompt_length"]]
+        given = {"method": "llada", "block_length": 3, "max_new_tokens": 6}
+        assert row["tokens"] == prompt + api.generate(lm, prompt, **given).tokens[0]
+
+
+def test_blocks_are_for_models_that_fill_slots(distill, tmp_path):
+    done = distill(tmp_path / "data", "--block-length", 3)
+    assert done.code == 2 and "is for models that fill slots" in done.err

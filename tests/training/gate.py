@@ -106,12 +106,12 @@ def first_loss(recipe, data, *, key=1, moment=MOMENT, **settings):
     return float(value), {name: float(metric) for name, metric in metrics.items()}
 
 
-def learns_alone(recipe, data, *, still=(), **settings):
+def learns_alone(recipe, data, *, still=(), lm=None, **settings):
     """Whether every leaf that is trained has a gradient, but for those named in `still`, and the
     target's parameters have none.
     """
-    lm, draft = toys.model(), draft_of(recipe)
-    made, _ = objective(recipe, **settings)
+    lm, draft = lm or toys.model(), draft_of(recipe)
+    made, _ = objective(recipe, lm=lm, **settings)
     start = made.init(jax.random.key(0), Weights(lm.params, draft and draft.params), None)
 
     @jax.jit

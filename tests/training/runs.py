@@ -1,5 +1,6 @@
 """Small runs on a tiny checkpoint, and what they saved."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,8 +8,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxdecode import language_model
+from jaxdecode.convert import pipeline
+from jaxdecode.convert.open import open_source
+from jaxdecode.models import decoder
+from jaxdecode.models.config import Denoiser
+from jaxdecode.training import whole
+
 HANDLERS = {"state": ocp.StandardCheckpointHandler(), "place": ocp.JsonCheckpointHandler()}
 TINY = Path(__file__).parents[1] / "golden" / "tiny" / "llama"
+
+
+def denoiser(folder):
+    """The tiny checkpoint as a model that fills slots; 95 is its mask token."""
+    lm = language_model.load(str(TINY), progress=False)
+    config = dataclasses.replace(lm.config, denoiser=Denoiser(mask_token=95))
+    arrays = {k: np.asarray(v) for k, v in decoder.flatten(whole.apart(lm.params)).items()}
+    pipeline.save_model(folder, config, arrays, open_source(TINY))
+    return folder
 
 
 def write_data(folder, *, num=24, seed=0, name="train.jsonl"):

@@ -18,6 +18,7 @@ from jaxdecode.training import config as configs
 from jaxdecode.training import fresh, setup
 from jaxdecode.training.recipes import RECIPES
 from jaxdecode.training.run import train
+from tests import toys
 from tests.training import gate, runs
 
 # Small enough to run in seconds; what the file says of sizes of heads and objective stays.
@@ -45,6 +46,11 @@ def fills(recipe):
     return METHODS[RECIPES[recipe].method].fills
 
 
+def rules(recipe):
+    """Whether it trains what decides which slots of another model are filled."""
+    return fills(recipe) and RECIPES[recipe].heads is not None
+
+
 def small(recipe, folder):
     """The shipped config of a recipe with everything small."""
     changes = [
@@ -54,7 +60,9 @@ def small(recipe, folder):
     ]
     if RECIPES[recipe].draft:
         changes.append("draft={num_layers: 1}")
-    if fills(recipe):
+    if rules(recipe):
+        changes.append(f"target={runs.denoiser(folder / 'target')}")
+    elif fills(recipe):
         changes.append("objective.mask_token=95")
     return configs.read(shipped(recipe), changes)
 
@@ -71,10 +79,12 @@ def test_the_shipped_config_runs_from_end_to_end(recipe, tmp_path):
         assert measured["held_out_loss"] == run.best
     else:
         assert measured["acceptance_length"] == run.best and measured["differing"] in (0, None)
-    line, lm = RECIPES[recipe], jd.load(runs.TINY, progress=False)
+    line, lm = RECIPES[recipe], jd.load(config.target, progress=False)
     asked = {"max_new_tokens": 6, "method": line.method}
     if line.heads is not None:
         asked["heads"] = run.folder
+        if rules(recipe):  # those of the lists that the config is for
+            asked["block_length"] = 6
     elif line.draft:
         asked["draft"] = jd.load(run.checkpoint, progress=False)
     else:
@@ -95,8 +105,10 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_objective_has_the_parameters_of_the_seam(recipe):
-    # Toys have no mask token of their own.
-    made, _ = gate.objective(recipe, **({"mask_token": 3} if fills(recipe) else {}))
+    if rules(recipe):
+        made, _ = gate.objective(recipe, lm=toys.denoiser())
+    else:  # toys have no mask token of their own
+        made, _ = gate.objective(recipe, **({"mask_token": 3} if fills(recipe) else {}))
     for field, wanted in SIGNATURES.items():
         function = getattr(made, field)
         if function is not None:
