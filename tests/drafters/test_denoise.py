@@ -96,3 +96,41 @@ def test_a_shifted_model_is_read_at_the_slot_before():
     """A model that says, at a position, the token after it writes its text and no other."""
     plain, shifted = toys.denoiser(), toys.denoiser(shifted=True)
     assert generate(plain).tokens != generate(shifted).tokens
+
+
+REUSES = {
+    "none": ({}, {"method": "fast_dllm", "block_length": 8, "reuse": "none"}),
+    "prefix": ({}, {"method": "fast_dllm", "block_length": 8, "reuse": "prefix"}),
+    "dual": ({}, {"method": "fast_dllm", "block_length": 8}),
+    "delayed": ({}, {"method": "dkv_cache", "block_length": 8, "renew_every": 3}),
+    "block": ({"block": 8, "shifted": True}, {"method": "fast_dllm", "block_length": 8,
+                                              "reuse": "block"}),
+    "sub_block": ({"block": 8, "shifted": True}, {"method": "fast_dllm_v2", "sub_block": 4,
+                                                  "sub_reuse": True}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", [{}, {"temperature": 1.0}])
+@pytest.mark.parametrize("name", REUSES)
+def test_a_thousand_rows_of_random_ragged_batches_are_themselves(name, law):
+    """Under a threshold that rows pass at different steps."""
+    parts, asked = REUSES[name]
+    lm = toys.denoiser(**parts)
+    asked = law | asked | {"max_new_tokens": 20}
+    if asked["method"] != "dkv_cache":
+        asked["threshold"] = 0.06
+    rng = np.random.default_rng(2)
+    size = 48
+    prompts = [rng.integers(0, 60, size=rng.integers(1, 20)).tolist() for _ in range(size)]
+    alone = [jd.generate(lm, [p], seed=i, **asked) for i, p in enumerate(prompts)]
+    different = 0
+    for _ in range(250):
+        chosen = rng.integers(0, size, 4)
+        rows = [prompts[i] for i in chosen]
+        out = jd.generate(lm, rows, seed=chosen.tolist(), **asked)
+        different += sum(
+            (tokens, steps) != (alone[i].tokens[0], alone[i].steps[0])
+            for i, tokens, steps in zip(chosen, out.tokens, out.steps, strict=True)
+        )
+    assert different == 0
