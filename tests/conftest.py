@@ -34,10 +34,12 @@ from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 # What differs between two tests of these is the method, not what Python and JAX must do for it.
 BY_METHOD = (
+    "tests/commits/",
     "tests/contract/",
     "tests/drafters/",
     "tests/verifiers/",
     "tests/evals/test_exactness.py",
+    "tests/training/objectives/",
     "tests/training/test_recipes.py",
 )
 # Lines that are kept of them: one way of drafting, checking and filling each.
