@@ -82,7 +82,7 @@ def test_a_walk_that_takes_a_step_too_many_is_found(monkeypatch):
         return before & nested.valid[number]
 
     make = functools.partial(nested._verify, reached)
-    monkeypatch.setattr(nested, "make", lambda config: nested.Verifier(verify=make, windows=True))
+    monkeypatch.setattr(nested, "make", lambda *_: nested.Verifier(verify=make, windows=True))
     # Options of its own, so that no bundle with the right walk is reused.
     plain, ours = both({}, {"max_new_tokens": 23}, prompts(4), num_draft=5)
     assert ours.tokens != plain.tokens

@@ -32,8 +32,8 @@ def broken(monkeypatch):
     entry = registry.METHODS["prompt_lookup"]._replace(verifier="broken")
     monkeypatch.setitem(registry.METHODS, "broken", entry)
 
-    def make(config):
-        del config
+    def make(config, models):
+        del config, models
 
         def like(visit):
             return visit.scores.at[5].add(4.0)
