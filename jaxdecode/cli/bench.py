@@ -11,7 +11,7 @@ from tyro.conf import UseAppendAction, arg
 
 from jaxdecode import checks
 from jaxdecode.cli import bench_suite, sharing
-from jaxdecode.cli.bench_table import print_tables
+from jaxdecode.cli.bench_table import markdown, print_tables
 from jaxdecode.cli.common import (
     AcceptTerms,
     Attention,
@@ -27,6 +27,7 @@ from jaxdecode.cli.common import (
 from jaxdecode.cli.output import check_output, open_output, run_bar
 from jaxdecode.cli.prompts import PromptLine, read_suite, tokenize_all
 from jaxdecode.errors import InputError
+from jaxdecode.paths import config_dir
 
 if TYPE_CHECKING:
     from jaxdecode.api import LanguageModel
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _Optional = Annotated[str | None, arg(metavar="FILE", constructor=str, help_behavior_hint="")]
+SMALL = "small"
 _DIFFERS = 1
 _INTERRUPTED = 130
 
@@ -50,12 +52,12 @@ class Bench:
 
     model: Annotated[str, arg(metavar="NAME_OR_PATH")]
     """Short name (see `jaxdecode models`), checkpoint folder, .gguf file, or hf:org/name."""
-    suite: Annotated[str, arg(metavar="FILE")]
-    """JSONL file, or - for stdin: lines as `generate --prompts` takes, with an optional
-    "category", or those of Spec-Bench (its first turns). For models that fill slots also lists or
-    parallelbench (list tasks, right answers by steps; lists:9 for nine items), with --model oracle
-    as one that knows every law; or text:FILE (held-out text, quality by steps). These print
-    Markdown."""
+    suite: Annotated[str, arg(metavar="FILE")] = SMALL
+    """small (a dozen short prompts that come with us), a JSONL file, or - for stdin: lines as
+    `generate --prompts` takes, with an optional "category", or those of Spec-Bench (its first
+    turns). For models that fill slots also lists or parallelbench (list tasks, right answers by
+    steps; lists:9 for nine items), with --model oracle as one that knows every law; or text:FILE
+    (held-out text, quality by steps). These print Markdown."""
     methods: Annotated[str, arg(metavar="NAMES")] = "all"
     """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4), "all",
     or a level (L0). The plain one is the baseline and always runs."""
@@ -69,6 +71,11 @@ class Bench:
     """0 is greedy; several, comma-separated, give one table each."""
     seed: int = 0
     """Seed of every prompt that brings none."""
+    engine: Annotated[str, arg(metavar="NAMES", help_behavior_hint="")] = ""
+    """Peers on the same prompts in the same run, comma-separated: transformers, llama-cpp (from a
+    .gguf), each perhaps with options of its own (transformers:prompt_lookup_num_tokens=10)."""
+    peer_python: Annotated[str | None, arg(metavar="PYTHON", help_behavior_hint="")] = None
+    """Python that the peers are installed for, if it is not this one."""
     repeats: int = 3
     """Runs of every method per batch of prompts; times are medians over them."""
     ignore_eos: Flag = False
@@ -92,7 +99,14 @@ class Bench:
     """Compare tokens and leave times out: one run each, no warm-up."""
     json: _Optional = None
     """Write everything measured to this file, after every batch of prompts; - prints it at the
-    end. No tables then."""
+    end, in place of the tables."""
+    markdown: _Optional = None
+    """Write the tables as Markdown to this file too."""
+    plots: Annotated[str | None, arg(metavar="FOLDER", constructor=str, help_behavior_hint="")] = (
+        None
+    )
+    """Draw speed-ups, accepted tokens and costs into PNG files of this folder (needs the extra
+    "plots")."""
     resume: Flag = False
     """Go on with the measurements that are in the --json file."""
     overwrite: Overwrite = False
@@ -103,11 +117,13 @@ class Bench:
 
     def run(self) -> int:
         """Executes the command; returns the exit code."""
-        from jaxdecode.evals import bench
+        from jaxdecode.evals import bench, peers
 
         if bench_suite.is_suite(self.suite):
             return bench_suite.run(self)
-        lines = self._sampled(read_suite(self.suite))
+        small = config_dir() / "suites" / "small.jsonl"
+        lines = self._sampled(read_suite(str(small) if self.suite == SMALL else self.suite))
+        self._check_outputs()
         heads = self._heads()
         # What is wrong whatever the model is shows before a model is fetched.
         bench.check(self._plan(heads), has_draft=self.draft is not None, heads=heads)
@@ -118,13 +134,14 @@ class Bench:
         use_compile_cache()
         lm = self.load_model(self.model)
         draft = None if self.draft is None else self.load_model(self.draft)
-        given = bench.Given(draft, heads)
         gap = bench.TIE_GAP[lm.dtype.name] if self.tie_gap is None else self.tie_gap
         plan = dataclasses.replace(plan, tie_gap=gap)
         cases = _cases(lm, lines, self.seed)
-        head = self._head(lm, plan, cases)
-        records = [] if saved is None else _continued(head, saved, self.json)
-        stopped = self._measure(lm, given, plan, cases, head, records)
+        with peers.started(plan.peers, lm, self._source(), self.peer_python) as found:
+            given = bench.Given(draft, heads, found)
+            head = self._head(lm, plan, cases) | {"peers": {k: v.version for k, v in found.items()}}
+            records = [] if saved is None else _continued(head, saved, self.json)
+            stopped = self._measure(lm, given, plan, cases, head, records)
         return self._report(plan, head, records, len(bench.jobs(plan, cases)), stopped)
 
     def _sampled(self, lines: list[PromptLine]) -> list[PromptLine]:
@@ -151,15 +168,26 @@ class Bench:
 
     def read_config(self) -> "ModelConfig":
         """What the model is, before its parameters are read."""
-        from jaxdecode.convert import download
         from jaxdecode.convert.open import open_source
 
+        return open_source(self._source()).config
+
+    def _source(self) -> Path:
+        from jaxdecode.convert import download
+
         shown = show_progress(self.progress)
-        path = download.resolve(self.model, accept_terms=self.accept_terms, progress=shown)
-        return open_source(path).config
+        return download.resolve(self.model, accept_terms=self.accept_terms, progress=shown)
+
+    def _check_outputs(self) -> None:
+        from jaxdecode.evals import plots
+
+        if self.plots is not None:
+            plots.check()
+        if self.markdown is not None:
+            check_output(Path(self.markdown).expanduser(), self.overwrite, "--markdown")
 
     def _plan(self, heads: "dict[str, Heads]", fills: bool = False) -> "Plan":
-        from jaxdecode.evals import bench
+        from jaxdecode.evals import bench, peers
 
         sizes = numbers("--batch-size", self.batch_size, int)
         for size in sizes:
@@ -167,6 +195,8 @@ class Bench:
         checks.integer("--repeats", self.repeats, low=1)
         temperatures = numbers("--temperature", self.temperature, float)
         has_draft = self.draft is not None
+        others = peers.parse(self.engine)
+        peers.check(others, sizes, temperatures)
         lines = bench.parse_lines(
             self.methods, has_draft=has_draft, heads=heads, temperatures=temperatures, fills=fills
         )
@@ -180,6 +210,7 @@ class Bench:
             remember=self.remember,
             timed=not self.check_only,
             baseline=bench.baseline_of(fills),
+            peers=others,
         )
 
     def _saved(self) -> dict[str, Any] | None:
@@ -235,7 +266,7 @@ class Bench:
             "mesh": self.mesh,
             "attention": self.attention,
             "machine": machine.describe(lm),
-            "plan": fields | {"lines": [line.label for line in plan.lines]},
+            "plan": fields | {k: [x.label for x in fields[k]] for k in ("lines", "peers")},
             "prompts": prompts,
         }
         return json.loads(json.dumps(head))
@@ -286,8 +317,9 @@ class Bench:
         document = _document(plan, head, records, not stopped)
         if self.json == "-":
             print_json(document, indent=None)
-        elif self.json is None:
+        else:
             print_tables(document)
+        self._draw(document)
         if plan.timed and (late := sum(record["compiled"] for record in records)):
             note(f"{late} programs were compiled while times were taken, which are too long by it")
         if stopped:
@@ -295,6 +327,17 @@ class Bench:
             note(f"interrupted: {len(records)} of {total} batches were measured{more}")
             return _INTERRUPTED
         return _DIFFERS if any(line["differ"] for line in document["compared"]) else 0
+
+    def _draw(self, document: dict[str, Any]) -> None:
+        """The other forms of the result that were asked for."""
+        if self.markdown is not None:
+            with open_output(self.markdown, overwrite=self.overwrite, option="--markdown") as file:
+                file.write(markdown(document))
+        if self.plots is not None:
+            from jaxdecode.evals import plots
+
+            drawn = plots.draw(document, Path(self.plots).expanduser())
+            note(f"drew {', '.join(map(str, drawn))}")
 
 
 def _cases(lm: "LanguageModel", lines: list[PromptLine], seed: int) -> list["Case"]:
@@ -313,7 +356,7 @@ def _document(
 ) -> dict[str, Any]:
     from jaxdecode.evals import bench, summary
 
-    labels = [line.label for line in plan.lines]
+    labels = [line.label for line in plan.runners]
     references = {line.label: bench.reference(line).label for line in plan.lines}
     return head | {
         "complete": complete,

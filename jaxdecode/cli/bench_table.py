@@ -1,4 +1,4 @@
-"""The tables of `jaxdecode bench` on stdout."""
+"""The tables of `jaxdecode bench`: on a terminal, and as Markdown."""
 
 import itertools
 import sys
@@ -32,14 +32,40 @@ def print_tables(document: dict[str, Any]) -> None:
     device = f"{machine['cpu']}, {machine['cores']} cores, jax {machine['jax']}"
     console.print(f"{document['model']}, {machine['dtype']}, {machine['device']} ({device})")
 
-    def key(row):
-        return (row["batch_size"], row["temperature"])
-
-    for (batch, temperature), rows in itertools.groupby(document["summary"], key):
+    for (batch, temperature), rows in itertools.groupby(document["summary"], _key):
         title = f"batch {batch}, temperature {temperature:g}, {plan['max_new_tokens']} new tokens"
         console.print(_section(title, list(rows), plan["timed"]))
     for line in document["compared"]:
         console.print(_verdict(line))
+    for label, version in document.get("peers", {}).items():
+        console.print(f"{label}: {version}")
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The same tables for a page: what was run and where, then one table per section."""
+    plan, machine = document["plan"], document["machine"]
+    lines = [
+        f"{document['model']}, {machine['dtype']}, {machine['device']}: {machine['cpu']}, "
+        f"{machine['cores']} cores, jax {machine['jax']}, jaxdecode {machine['jaxdecode']}; "
+        f"medians of {plan['repeats']}, prefill included"
+    ]
+    for label, version in document.get("peers", {}).items():
+        lines.append(f"`{label}`: {version}")
+    for section in dict.fromkeys(map(_key, document["summary"])):
+        rows = [row for row in document["summary"] if _key(row) == section]
+        title = f"batch {section[0]}, temperature {section[1]:g}"
+        lines += ["", f"{title}, {plan['max_new_tokens']} new tokens at most", ""]
+        lines.append("| " + " | ".join(_COLUMNS) + " |")
+        lines.append("|" + "|".join("---" if c in _LEFT else "---:" for c in _COLUMNS) + "|")
+        for row in rows:
+            cells = [row["category"], *_cells(row, plan["timed"])]
+            cells[1] = f"`{cells[1]}`"
+            lines.append("| " + " | ".join(cells).replace("[red]", "").replace("[/]", "") + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _key(row: dict[str, Any]) -> tuple[int, float]:
+    return row["batch_size"], row["temperature"]
 
 
 def _section(title: str, rows: list[dict[str, Any]], timed: bool) -> Any:
@@ -63,29 +89,42 @@ def _cells(row: dict[str, Any], timed: bool) -> Iterator[str]:
     yield row["line"]
     yield str(row["prompts"])
     yield f"{row['tokens_per_second']:.1f}" if timed else "-"
+    yield speedup(row) if timed or row["speedup"] is None else "-"
+    yield _number(row["acceptance_length"], ".2f")
+    yield _number(row["nfe"], ".0f")
+    yield _number(row["tokens_forwarded"], ",.0f")
+    yield equal(row)
+
+
+def speedup(row: dict[str, Any]) -> str:
+    """The ratio to the baseline and its interval, or that there is none."""
     if row["speedup"] is None:
-        yield "[red]differs[/]"
-    else:
-        yield f"{row['speedup']:.2f}x" if timed else "-"
-    yield f"{row['acceptance_length']:.2f}"
-    yield f"{row['nfe']:.0f}"
-    yield f"{row['tokens_forwarded']:,.0f}"
-    yield _equal(row["differ"], row["ties"])
+        return "[red]differs[/]"
+    low, high = row["speedup_range"]
+    return f"{row['speedup']:.2f}x ({low:.2f}-{high:.2f})"
 
 
-def _equal(differ: int | None, ties: int | None) -> str:
+def equal(row: dict[str, Any]) -> str:
+    """What the column says of the tokens."""
+    differ, ties = row["differ"], row["ties"]
     if differ is None:
         return "n/a"
+    if row.get("other"):
+        return f"{row['other']} of {row['prompts']} differ"
     parts = [f"[red]{differ} differ[/]"] if differ else []
     if ties:
         parts.append(f"{ties} near tie{'s' * (ties > 1)}")
     return ", ".join(parts) if differ else f"yes{f' ({parts[0]})' if parts else ''}"
 
 
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def _verdict(line: dict[str, Any]) -> str:
     if not line["prompts"]:
         return f"{line['line']}: promises no equal tokens here, none compared"
-    found = _equal(line["differ"], line["ties"]) if line["differ"] or line["ties"] else "equal"
+    found = equal(line) if line["differ"] or line["ties"] else "equal"
     return (
         f"{line['line']}: {line['tokens']:,} tokens of {line['prompts']} rows compared with "
         f"{line['reference']}: {found}"

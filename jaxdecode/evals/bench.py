@@ -6,8 +6,8 @@ public `generate` of its own; only if asked does what a method remembers pass to
 and never from one repeat to another.
 """
 
+import collections
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -25,58 +25,19 @@ from jaxdecode.evals.bench_lines import check_line
 from jaxdecode.evals.bench_lines import parse_lines as parse_lines
 from jaxdecode.evals.bench_lines import promised as promised
 from jaxdecode.evals.bench_lines import reference as reference
-from jaxdecode.results import Generation
+from jaxdecode.evals.bench_plan import MIXED as MIXED
+from jaxdecode.evals.bench_plan import TIE_GAP as TIE_GAP
+from jaxdecode.evals.bench_plan import Case as Case
+from jaxdecode.evals.bench_plan import Job as Job
+from jaxdecode.evals.bench_plan import Plan as Plan
+from jaxdecode.evals.bench_plan import groups as groups
+from jaxdecode.evals.bench_plan import jobs as jobs
+from jaxdecode.evals.bench_plan import num_ticks as num_ticks
+from jaxdecode.evals.bench_plan import spread as spread
+from jaxdecode.evals.peers import Peer
 
-MIXED = "mixed"
-# Gap of scores below which rounding decides; bfloat16 has 16 bits fewer, and logits of about 20.
-TIE_GAP = {"float32": 1e-4, "bfloat16": 0.25}
-EQUAL, TIE, DIFFERS = "yes", "tie", "no"
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One prompt.
-
-    Attributes:
-        where: what messages call it.
-        category: the row of the table it counts in.
-        tokens: its token ids.
-        seed: its seed when sampled.
-    """
-
-    where: str
-    category: str
-    tokens: list[int]
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is measured: every line on every prompt for every batch size and temperature.
-
-    Attributes:
-        lines: methods; the baseline is one of them, and so is what their tokens must equal.
-        max_new_tokens: bound per prompt.
-        batch_sizes: prompts decoded at once.
-        temperatures: laws.
-        repeats: runs of every line per batch of prompts; times are medians over them.
-        ignore_eos: go on after the model's end tokens.
-        tie_gap: gap of scores below which a difference is a near tie.
-        remember: methods keep what they learned from the earlier prompts of a section.
-        timed: False only compares tokens: no warm-up, and times mean nothing.
-        baseline: label of the line that speed-ups are over.
-    """
-
-    lines: tuple[Line, ...]
-    max_new_tokens: int
-    batch_sizes: tuple[int, ...] = (1,)
-    temperatures: tuple[float, ...] = (0.0,)
-    repeats: int = 1
-    ignore_eos: bool = False
-    tie_gap: float = TIE_GAP["float32"]
-    remember: bool = False
-    timed: bool = True
-    baseline: str = "ar"
+# OTHER: not equal, and nobody promised it.
+EQUAL, TIE, DIFFERS, OTHER = "yes", "tie", "no", "other"
 
 
 class Given(NamedTuple):
@@ -85,10 +46,12 @@ class Given(NamedTuple):
     Attributes:
         draft: draft model; None if there is none.
         heads: trained heads by kind.
+        peers: other libraries by the label of their line.
     """
 
     draft: api.LanguageModel | None = None
     heads: Mapping[str, api.Heads] = MappingProxyType({})
+    peers: Mapping[str, Peer] = MappingProxyType({})
 
     def of(self, line: Line) -> dict[str, Any]:
         """The part that the method of a line takes."""
@@ -102,82 +65,15 @@ class Given(NamedTuple):
 NOTHING = Given()
 
 
-class Job(NamedTuple):
-    """One batch of prompts at one temperature; `index` counts the batches of a section."""
+class Run(NamedTuple):
+    """What one run of one line gave, row by row; what a peer does not tell is None."""
 
-    batch_size: int
-    temperature: float
-    index: int
-    category: str
-    prompts: list[int]
-
-    @property
-    def key(self) -> tuple[int, float, int]:
-        """What identifies it within a plan."""
-        return self.batch_size, self.temperature, self.index
-
-
-def spread(categories: Sequence[str], count: int) -> list[int]:
-    """Indices of `count` prompts: as many of each category as can be, evenly spaced in each."""
-    groups: dict[str, list[int]] = {}
-    for i, category in enumerate(categories):
-        groups.setdefault(category, []).append(i)
-    members = list(groups.values())
-    quotas, left = [0] * len(members), min(count, len(categories))
-    if left < len(members):
-        for i in range(left):
-            quotas[i * len(members) // left] = 1
-        left = 0
-    while left:
-        for g, group in enumerate(members):
-            if left and quotas[g] < len(group):
-                quotas[g], left = quotas[g] + 1, left - 1
-    chosen = [
-        group[i * len(group) // quota]
-        for group, quota in zip(members, quotas, strict=True)
-        for i in range(quota)
-    ]
-    return sorted(chosen)
-
-
-def jobs(plan: Plan, cases: Sequence[Case]) -> list[Job]:
-    """Everything that is measured, in order. Batches hold one category as far as they can."""
-    first = {}
-    for case in cases:
-        first.setdefault(case.category, len(first))
-    order = sorted(range(len(cases)), key=lambda i: first[cases[i].category])
-    found = []
-    for temperature in plan.temperatures:
-        for size in plan.batch_sizes:
-            for index, start in enumerate(range(0, len(order), size)):
-                members = order[start : start + size]
-                kinds = {cases[i].category for i in members}
-                category = kinds.pop() if len(kinds) == 1 else MIXED
-                found.append(Job(size, temperature, index, category, members))
-    return found
-
-
-def groups(
-    plan: Plan, cases: Sequence[Case], finished: Container[tuple[int, float, int]] = ()
-) -> list[list[tuple[int, Job]]]:
-    """The unfinished jobs, each with its number, in groups that share compiled programs."""
-    found: dict[tuple[int, int], list[tuple[int, Job]]] = {}
-    for number, job in enumerate(jobs(plan, cases)):
-        if job.key not in finished:
-            longest = max(len(cases[i].tokens) for i in job.prompts)
-            slots = engines.slot_bucket(longest + plan.max_new_tokens + engines.SLACK)
-            # What is remembered passes from job to job, in their order.
-            shape = (0, 0) if plan.remember else (engines.batch_bucket(len(job.prompts)), slots)
-            found.setdefault(shape, []).append((number, job))
-    return list(found.values())
-
-
-def num_ticks(
-    plan: Plan, cases: Sequence[Case], finished: Container[tuple[int, float, int]]
-) -> int:
-    """How often `measure` calls its tick."""
-    runs = sum(int(plan.timed) + plan.repeats * len(g) for g in groups(plan, cases, finished))
-    return runs * len(plan.lines)
+    seconds: float
+    tokens: list[list[int]]
+    nfe: Sequence[int | None]
+    forwarded: Sequence[int | None]
+    # How many calls of the model gave how many tokens; keys as text, as JSON has them.
+    per_call: Sequence[dict[str, int] | None]
 
 
 def check(plan: Plan, *, has_draft: bool, heads: Container[str] = (), config: Any = None) -> None:
@@ -217,6 +113,11 @@ def _warm(
                 **line.options,
             )
         tick()
+    for line in plan.peers:
+        # Nothing compiles there, but first calls set up threads and buffers.
+        for job in group[:1]:
+            _run_peer(lm, plan, [cases[i] for i in job.prompts], given.peers[line.label])
+        tick()
 
 
 def measure(
@@ -245,14 +146,18 @@ def measure(
         for number, job in group:
             batch = [cases[i] for i in job.prompts]
             order: list[list[str]] = []
-            runs: dict[str, list[Generation]] = {line.label: [] for line in plan.lines}
+            runs: dict[str, list[Run]] = {line.label: [] for line in plan.runners}
             with _count_compilations() as compiled:
                 for repeat in range(plan.repeats):
-                    turn = _rotated(plan.lines, number + repeat)
+                    turn = _rotated(plan.runners, number + repeat)
                     order.append([line.label for line in turn])
                     for line in turn:
                         memory = memories.setdefault((line.label, *job.key[:2], repeat), {})
-                        runs[line.label].append(_run(lm, plan, job, batch, line, given, memory))
+                        if line in plan.peers:
+                            run = _run_peer(lm, plan, batch, given.peers[line.label])
+                        else:
+                            run = _run(lm, plan, job, batch, line, given, memory)
+                        runs[line.label].append(run)
                         tick()
             yield _record(lm, plan, job, batch, runs) | {"order": order, "compiled": len(compiled)}
 
@@ -265,8 +170,8 @@ def _run(
     line: Line,
     given: Given,
     memory: dict,
-) -> Generation:
-    return api.generate(
+) -> Run:
+    out = api.generate(
         lm,
         [case.tokens for case in batch],
         method=line.method,
@@ -279,6 +184,27 @@ def _run(
         ignore_eos=plan.ignore_eos,
         **line.options,
     )
+    return Run(
+        seconds=out.stats[0].seconds,
+        tokens=out.tokens,
+        nfe=[stats.nfe for stats in out.stats],
+        forwarded=[stats.tokens_forwarded for stats in out.stats],
+        per_call=[_per_call(steps) for steps in out.steps],
+    )
+
+
+def _per_call(steps: Sequence[int]) -> dict[str, int]:
+    tokens_of = collections.Counter(step for step in steps if step >= 0)
+    counts = collections.Counter(tokens_of.values())
+    return {str(number): counts[number] for number in sorted(counts)}
+
+
+def _run_peer(lm: api.LanguageModel, plan: Plan, batch: Sequence[Case], peer: Peer) -> Run:
+    end_tokens = () if plan.ignore_eos else lm.end_tokens
+    prompts = [case.tokens for case in batch]
+    tokens, seconds = peer.generate(prompts, plan.max_new_tokens, end_tokens)
+    unknown = [None] * len(batch)
+    return Run(seconds, tokens, unknown, unknown, unknown)
 
 
 def _record(
@@ -286,27 +212,30 @@ def _record(
     plan: Plan,
     job: Job,
     batch: Sequence[Case],
-    runs: dict[str, list[Generation]],
+    runs: dict[str, list[Run]],
 ) -> dict[str, Any]:
     lines, differences = {}, []
-    for line in plan.lines:
-        outs, rows = runs[line.label], []
-        checked = promised(line.method, job.temperature)
-        expected = runs[reference(line).label][0].tokens if checked else []
+    for line in plan.runners:
+        found, rows = runs[line.label], []
+        is_peer = line in plan.peers
+        checked = is_peer or promised(line.method, job.temperature)
+        other = plan.baseline if is_peer else reference(line).label
+        expected = runs[other][0].tokens if checked else []
         for b, case in enumerate(batch):
-            equal = None
-            if checked:
-                found = _difference(lm, plan, job, case, expected[b], [o.tokens[b] for o in outs])
-                equal = found["equal"] if found else EQUAL
-                if found:
-                    differences.append({"line": line.label, "prompt": job.prompts[b], **found})
+            equal = EQUAL if checked else None
+            repeats = [run.tokens[b] for run in found]
+            if checked and (worst := _difference(lm, plan, job, case, expected[b], repeats)):
+                if is_peer and worst["equal"] == DIFFERS:
+                    worst["equal"] = OTHER
+                equal = worst["equal"]
+                differences.append({"line": line.label, "prompt": job.prompts[b], **worst})
             counts = {
-                "tokens": [out.stats[b].num_tokens for out in outs],
-                "nfe": [out.stats[b].nfe for out in outs],
-                "forwarded": [out.stats[b].tokens_forwarded for out in outs],
+                "tokens": [len(tokens) for tokens in repeats],
+                "nfe": [run.nfe[b] for run in found],
+                "forwarded": [run.forwarded[b] for run in found],
             }
-            rows.append({**counts, "equal": equal})
-        lines[line.label] = {"seconds": [out.stats[0].seconds for out in outs], "rows": rows}
+            rows.append({**counts, "per_call": found[0].per_call[b], "equal": equal})
+        lines[line.label] = {"seconds": [run.seconds for run in found], "rows": rows}
     return {**job._asdict(), "lines": lines, "differences": differences}
 
 

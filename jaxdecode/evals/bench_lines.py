@@ -76,19 +76,31 @@ def parse_line(label: str) -> Line:
     """One line: a method and options of its own."""
     method, *pairs = label.split(":")
     resolve.entry_of(method)
+    options = parse_options(label, pairs)
+    for name in options:
+        if name in _SHARED:
+            raise InputError(
+                f"method {label!r}: {name} is an option of the whole run, not of one method; the "
+                "command has a flag for it."
+            )
+    return Line(label, method, options)
+
+
+def parse_options(label: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """What `option=value` parts of a label say; values are JSON, or else text."""
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or name in _SHARED:
+        if not (name and equals):
             raise InputError(
-                f"method {label!r}: {pair!r} is not usable; write options of the method itself as "
+                f"{label!r}: {pair!r} is not usable; write options as "
                 "name:option=value:option=value."
             )
         try:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
-    return Line(label, method, options)
+    return options
 
 
 def _with_reference(line: Line, temperatures: Sequence[float]) -> list[Line]:

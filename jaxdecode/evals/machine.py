@@ -15,9 +15,7 @@ def describe(lm: LanguageModel) -> dict[str, Any]:
     """What times depend on besides the code."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": num_cores(),
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -25,6 +23,13 @@ def describe(lm: LanguageModel) -> dict[str, Any]:
         "dtype": lm.dtype.name,
         "kv_dtype": lm.kv_dtype.name,
     }
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

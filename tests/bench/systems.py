@@ -25,7 +25,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -58,7 +58,9 @@ def main() -> None:
     to_hf.add_argument("destination", type=pathlib.Path)
     args = parser.parse_args()
     if args.command == "to-gguf":
-        write_gguf(args.source, args.destination, kind=args.type)
+        from jaxdecode.evals import gguf_copy
+
+        gguf_copy.write(args.source, args.destination, kind=args.type)
     elif args.command == "to-hf":
         write_hf(args.source, args.destination)
     elif args.command == "tokens":
@@ -254,35 +256,6 @@ def write_hf(source: pathlib.Path, destination: pathlib.Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(destination)
     transformers.AutoTokenizer.from_pretrained(source.parent, **name).save_pretrained(destination)
-
-
-def write_gguf(source: pathlib.Path, destination: pathlib.Path, *, kind: str) -> None:
-    """Copies a GGUF file with its matrices as F32 or F16; vectors are F32 in both, as usual."""
-    import gguf
-
-    reader = gguf.GGUFReader(source)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(destination, architecture)
-    for field in _copied_fields(reader):
-        is_array = field.types[0] == gguf.GGUFValueType.ARRAY
-        item_type = field.types[-1] if is_array else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], item_type)
-    writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32", "F16": "MOSTLY_F16"}[kind]])
-    for tensor in reader.tensors:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        is_half = kind == "F16" and values.ndim > 1
-        writer.add_tensor(tensor.name, values.astype(np.float16 if is_half else np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _copied_fields(reader) -> Iterator:
-    replaced = {"general.architecture", "general.file_type"}
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name not in replaced:
-            yield field
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_check_only_shows_no_times(cli, command):
 def test_json_has_all_numbers(cli, command, tmp_path):
     out = tmp_path / "out.json"
     done = cli(*command, "--json", out)
-    assert (done.code, done.out, done.err) == (0, "", "")
+    assert (done.code, done.err) == (0, "") and "overall" in done.out
     found = json.loads(out.read_text())
     assert found["complete"] and len(found["records"]) == 4
     assert [row["category"] for row in found["prompts"]] == ["news", "chat", "mt_bench", "news"]
@@ -49,9 +49,54 @@ def test_json_has_all_numbers(cli, command, tmp_path):
     machine = ("cpu", "cores", "device", "python", "jax", "jaxdecode", "dtype", "kv_dtype")
     assert set(found["machine"]) == set(machine) and found["machine"]["dtype"] == "float32"
     assert {row["line"] for row in found["summary"]} == {"ar", "prompt_lookup"}
+    for row in found["summary"]:
+        low, high = row["speedup_range"]
+        assert low <= row["speedup"] <= high or row["line"] == "ar"
+        assert sum(row["per_call"].values()) == row["nfe"]
     refused = cli(*command, "--json", out)
     assert refused.code == 1 and "--overwrite" in refused.err
     assert json.loads(cli(*command, "--json", "-").out)["complete"]
+
+
+def test_markdown_and_pictures(cli, command, tmp_path):
+    page, folder = tmp_path / "out.md", tmp_path / "plots"
+    done = cli(*command, "--markdown", page, "--plots", folder)
+    assert done.code == 0 and "drew" in done.err
+    lines = page.read_text().splitlines()
+    assert lines[4].startswith("| category | method | prompts |")
+    assert [line for line in lines if line.startswith("| overall | `prompt_lookup` | 4 |")]
+    assert {path.name for path in folder.iterdir()} == {"speedup.png", "accepted.png", "cost.png"}
+    assert cli(*command, "--markdown", page).code == 1
+    checked = cli(*command, "--check-only", "--plots", tmp_path / "untimed")
+    assert checked.code == 0
+    assert not (tmp_path / "untimed" / "speedup.png").exists()
+
+
+def test_the_suite_that_comes_with_us_is_the_default(cli, checkpoint):
+    run = ("bench", "--model", checkpoint, "--methods", "ar", "--max-new-tokens", 2)
+    done = cli(*run, "--num-prompts", 1, "--check-only")
+    assert done.code == 0 and "chat" in done.out
+
+
+def test_two_results_are_compared(cli, command, tmp_path):
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    assert cli(*command, "--json", first).code == 0
+    content = json.loads(first.read_text())
+    for row in content["summary"]:
+        row["tokens_per_second"] *= 2
+        if row["line"] == "prompt_lookup":
+            row["speedup"], row["speedup_range"] = 3.0, [99.0, 100.0]
+    content["machine"]["cpu"] = "another one"
+    second.write_text(json.dumps(content))
+    done = cli("bench", "compare", first, second)
+    rows = [line for line in done.out.splitlines() if "prompt_lookup" in line]
+    assert done.code == 0 and len(rows) == 4 and all("faster" in row for row in rows)
+    assert "another one" in done.err and "2.00" in rows[0]
+    back = json.loads(cli("bench", "compare", second, first, "--json").out)
+    assert {row["change"] for row in back["rows"] if row["line"] == "prompt_lookup"} == {"slower"}
+    assert {row["change"] for row in back["rows"] if row["line"] == "ar"} == {"-"}
+    second.write_text("{}")
+    assert cli("bench", "compare", first, second).code == 2
 
 
 def test_ctrl_c_keeps_what_was_measured_and_resume_goes_on(cli, command, tmp_path, monkeypatch):
@@ -99,6 +144,11 @@ def test_a_difference_is_said_and_fails(cli, command, monkeypatch):
         (("--temperature", "-1"), "temperature=-1"),
         (("--resume", "--remember", "--json", "x"), "--remember"),
         (("--resume",), "give --json FILE"),
+        (("--engine", "vllm"), "--engine 'vllm' is not known"),
+        (("--engine", "transformers:x"), "name:option=value"),
+        (("--engine", "transformers", "--temperature", "1"), "use --temperature 0"),
+        (("--engine", "llama-cpp", "--batch-size", "2"), "use --batch-size 1"),
+        (("--methods", "prompt_lookup:temperature=1"), "an option of the whole run"),
         (("--suite", "nowhere.jsonl"), "--suite nowhere.jsonl: cannot be read"),
     ],
 )

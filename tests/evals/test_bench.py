@@ -258,6 +258,7 @@ def record(index, category, ar, other):
         repeats = len(seconds)
         counts = {"tokens": tokens, "nfe": nfe, "forwarded": 3 * nfe}
         row = {name: [count] * repeats for name, count in counts.items()} | {"equal": equal}
+        row["per_call"] = {"1": nfe - 1, str(tokens - nfe + 1): 1}
         lines[label] = {"seconds": seconds, "rows": [row]}
     job = {"batch_size": 1, "temperature": 0.0, "index": index, "category": category}
     return job | {"lines": lines}
@@ -279,6 +280,12 @@ def test_sums_by_hand():
     assert (overall["prompts"], overall["tokens"], overall["tokens_forwarded"]) == (3, 40, 60)
     assert (a["ties"], b["ties"], overall["differ"]) == (1, 0, 0)
     assert rows["overall", "ar"]["speedup"] == 1.0
+    assert rows["overall", "ar"]["speedup_range"] == (1.0, 1.0)
+    # Both repeats and batches are resampled: one batch of one time leaves nothing to vary.
+    assert b["speedup_range"] == (0.5, 0.5)
+    low, high = overall["speedup_range"]
+    assert 2.0 / 7.0 <= low < 1.25 < high <= 9.0 / 1.0
+    assert overall["per_call"] == {"1": 7 + 3 + 7, "3": 1, "7": 1, "13": 1}
     assert summary.compared(records, {"ar": "ar", "x": "ar"})[0]["tokens"] == 40
     records[2]["lines"]["x"]["rows"][0]["equal"] = "no"
     spoilt = {(r["category"], r["line"]): r for r in summary.summarize(records, ["ar", "x"])}
