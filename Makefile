@@ -17,7 +17,7 @@ PINS = constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version
 SOURCES := pyproject.toml constraints/py311.txt constraints/py312.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo lint test test-slow docs lock clean
+.PHONY: help install dev demo lint test test-slow docs notebooks lock clean
 .SILENT:
 
 help: ## List the targets.
@@ -60,6 +60,9 @@ test-slow: dev ## Run the tests that need real weights or minutes.
 docs: dev ## Renew the table of methods in docs/methods.md.
 	text=$$(sed '/^| method |/,$$d' docs/methods.md) && table=$$($(BIN)/python -m jaxdecode methods --markdown) && \
 		printf '%s\n\n%s\n' "$$text" "$$table" > docs/methods.md
+
+notebooks: dev ## Renew the notebooks from their scripts in docs/notebooks.
+	$(BIN)/jupytext --quiet --to ipynb docs/notebooks/*.py
 
 lock: ## Pin what is newest now in constraints/, for both Pythons.
 	$(call pin,$(PYTHON311),constraints/py311.txt,3.11)

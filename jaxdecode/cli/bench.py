@@ -123,7 +123,7 @@ class Bench:
             return bench_suite.run(self)
         small = config_dir() / "suites" / "small.jsonl"
         lines = self._sampled(read_suite(str(small) if self.suite == SMALL else self.suite))
-        self._check_outputs()
+        self.check_outputs()
         heads = self._heads()
         # What is wrong whatever the model is shows before a model is fetched.
         bench.check(self._plan(heads), has_draft=self.draft is not None, heads=heads)
@@ -178,7 +178,8 @@ class Bench:
         shown = show_progress(self.progress)
         return download.resolve(self.model, accept_terms=self.accept_terms, progress=shown)
 
-    def _check_outputs(self) -> None:
+    def check_outputs(self) -> None:
+        """Refuses before anything is measured what could not be written after it."""
         from jaxdecode.evals import plots
 
         if self.plots is not None:

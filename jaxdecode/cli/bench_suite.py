@@ -1,10 +1,11 @@
 """`jaxdecode bench --suite lists|parallelbench|text:FILE`: what filling slots at once costs."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxdecode import checks
-from jaxdecode.cli.common import print_json, show_progress, use_compile_cache
+from jaxdecode.cli.common import note, print_json, show_progress, use_compile_cache
 from jaxdecode.cli.output import check_output, open_output, run_bar
 from jaxdecode.errors import InputError
 
@@ -40,10 +41,11 @@ def run(command: "Bench") -> int:
     from jaxdecode.cli.bench import numbers
     from jaxdecode.evals import machine, suites
 
-    if command.resume or command.remember or command.check_only or command.draft or command.heads:
+    others = (command.resume, command.remember, command.check_only, command.draft, command.heads)
+    if any((*others, command.engine)):
         raise InputError(
-            f"--suite {command.suite} takes neither of --resume, --remember, --check-only, --draft "
-            "and --heads; leave them out."
+            f"--suite {command.suite} takes neither of --resume, --remember, --check-only, "
+            "--draft, --heads and --engine; leave them out."
         )
     name, _, argument = command.suite.partition(":")
     size = _slots(command, name, argument)
@@ -54,6 +56,7 @@ def run(command: "Bench") -> int:
     checks.integer("--batch-size", batch_size, low=1)
     asked = command.methods != "all"
     ways = suites.trials(command.methods, temperatures) if asked else suites.usual(name, size)
+    command.check_outputs()
     if command.json not in (None, "-"):
         check_output(Path(command.json).expanduser(), command.overwrite, "--json")
     use_compile_cache()
@@ -118,16 +121,21 @@ def _read(lm: "LanguageModel", name: str) -> list[int]:
 
 
 def _write(command: "Bench", document: dict[str, Any], columns: tuple[str, ...]) -> None:
-    """JSON where asked for, else the table as Markdown."""
+    """The table as Markdown, or JSON in its place; and the files that were asked for."""
+    text = "\n".join(markdown(document["rows"], columns)) + "\n"
     if command.json == "-":
         print_json(document, indent=None)
-    elif command.json is not None:
-        import json
-
-        with open_output(command.json, overwrite=True, option="--json") as file:
-            json.dump(document, file)
     else:
-        print("\n".join(markdown(document["rows"], columns)))
+        print(text, end="")
+    for option, name in (("--json", command.json), ("--markdown", command.markdown)):
+        if name not in (None, "-"):
+            with open_output(name, overwrite=command.overwrite, option=option) as file:
+                file.write(json.dumps(document) if option == "--json" else text)
+    if command.plots is not None:
+        from jaxdecode.evals import plots
+
+        drawn = plots.draw_filling(document, Path(command.plots).expanduser())
+        note(f"drew {drawn}")
 
 
 def markdown(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:

@@ -45,6 +45,40 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
     return [_picture(folder / f"{name}.png", title, draw, rows) for name, draw in pictures.items()]
 
 
+def draw_filling(document: dict[str, Any], folder: Path) -> Path:
+    """Draws quality against calls of the model, of a suite for models that fill slots.
+
+    Quality is the share of right lists, one line per task, or the bits per character of what was
+    written (lower is likelier text), with the held-out text as a level.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = document["machine"]
+    title = f"{document['model']}, {document['suite']}, {machine['dtype']}"
+    of_lists = "task" in document["rows"][0]
+    draw = _accuracy if of_lists else _bits
+    return _picture(folder / "quality.png", title, draw, document["rows"])
+
+
+def _accuracy(axes: Any, rows: Rows) -> None:
+    for task in dict.fromkeys(row["task"] for row in rows):
+        points = [(r["nfe"], r["accuracy"]) for r in rows if r["task"] == task and r["nfe"]]
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=task)
+    axes.set_xlabel("calls of the model per list")
+    axes.set_ylabel("share of right lists")
+    axes.set_ylim(-0.03, 1.03)
+
+
+def _bits(axes: Any, rows: Rows) -> None:
+    for row in rows:
+        if row.get("nfe"):
+            axes.scatter(row["nfe"], row["bits_per_character"], s=24, label=row["trial"])
+        else:
+            level = row["bits_per_character"]
+            axes.axhline(level, color="gray", lw=1, linestyle="--", label=row["trial"])
+    axes.set_xlabel("calls of the model per text")
+    axes.set_ylabel("bits per character")
+
+
 def _picture(path: Path, title: str, draw: Any, rows: Rows) -> Path:
     from matplotlib.figure import Figure
 

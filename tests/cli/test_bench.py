@@ -189,8 +189,10 @@ def test_a_suite_of_lists_needs_no_model_but_the_oracle(cli, tmp_path):
     assert done.code == 0 and lines[0].startswith("| task | trial | accuracy | ideal |")
     assert len(lines) == 2 + 5 * 3
     assert [line for line in lines if line.startswith("| shuffle | llada:steps=1 | 0.000 |")]
-    out = tmp_path / "out.json"
-    assert cli(*run, "--json", out).code == 0
+    out, page = tmp_path / "out.json", tmp_path / "out.md"
+    assert cli(*run, "--json", out, "--markdown", page, "--plots", tmp_path / "p").code == 0
+    assert page.read_text() == done.out
+    assert (tmp_path / "p" / "quality.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads(out.read_text())
     assert found["size"] == 4 and len(found["rows"]) == 15
     assert cli(*run, "--json", out).code == 1
@@ -203,6 +205,7 @@ def test_a_suite_of_lists_needs_no_model_but_the_oracle(cli, tmp_path):
         (("--suite", "lists:16"), "from 2 to 15"),
         (("--suite", "lists", "--methods", "llada,ar"), "'ar' cannot run this model"),
         (("--suite", "lists", "--resume"), "takes neither of --resume"),
+        (("--suite", "lists", "--engine", "transformers"), "takes neither of --resume"),
         (("--suite", "lists", "--batch-size", "1,2"), "takes one"),
         (("--suite", "text"), "--suite text:FILE"),
         (("--suite", "text:none.txt"), "the oracle knows lists only"),
