@@ -117,7 +117,8 @@ def _speedup(axes: Any, rows: Rows) -> None:
         style = {"yerr": (low, high), "error_kw": {"lw": 0.8, "alpha": 0.6}}
         axes.bar(xs, heights, width * 0.92, label=line, **style)
     axes.axhline(1.0, color="gray", lw=1, linestyle="--", label=f"{_lines(rows)[0]} = 1")
-    axes.set_xticks(range(len(categories)), categories)
+    names = [category.replace("_", "\n") for category in categories]
+    axes.set_xticks(range(len(categories)), names)
     axes.set_ylabel("speed-up")
 
 
