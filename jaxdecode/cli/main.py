@@ -1,22 +1,33 @@
 """The entry point: reads the command line, runs one command, turns errors into one line."""
 
+import contextlib
+import dataclasses
 import os
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import CascadeSubcommandArgs, OmitSubcommandPrefixes, subcommand
 
-import jaxdecode
+from jaxdecode.cli import machine, packages
 from jaxdecode.cli.bench import Bench
 from jaxdecode.cli.bench_compare import BenchCompare
-from jaxdecode.cli.common import note
+from jaxdecode.cli.common import (
+    Everywhere,
+    colours,
+    complain,
+    note,
+    say_what_it_took,
+    speak_as,
+)
+from jaxdecode.cli.completion import Completion
 from jaxdecode.cli.convert import Convert
 from jaxdecode.cli.distill import Distill
+from jaxdecode.cli.doctor import Doctor
 from jaxdecode.cli.exactness import Exactness
 from jaxdecode.cli.generate import Generate
 from jaxdecode.cli.inspect import Inspect
@@ -31,7 +42,9 @@ from jaxdecode.errors import InputError, JaxdecodeError
 
 _DESCRIPTION = (
     "Decoding for language models in JAX. "
-    "`jaxdecode COMMAND --help` explains a command; `jaxdecode --version` prints the version."
+    "`jaxdecode COMMAND --help` explains a command; `jaxdecode --version` prints versions, with "
+    "--verbose devices too. Exit codes: 0 done, 1 failed, 2 input that cannot be used, "
+    "130 Ctrl-C, 141 the reader went away, 143 ended by SIGTERM after saving."
 )
 
 Command = (
@@ -49,7 +62,19 @@ Command = (
     | Annotated[Tree, subcommand("tree")]
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Doctor, subcommand("doctor")]
+    | Annotated[Completion, subcommand("completion")]
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """All that a command line says."""
+
+    command: OmitSubcommandPrefixes[Command]
+    everywhere: Annotated[Everywhere, CascadeSubcommandArgs] = Everywhere()
+    """Options of every command."""
+
 
 USAGE_ERROR = 2
 OTHER_ERROR = 1
@@ -61,40 +86,81 @@ BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
-    0 is success, 2 input that cannot be used, 1 any other error, 130 Ctrl-C.
+    0 is success, 2 input that cannot be used, 1 any other error, 130 Ctrl-C, 141 a closed pipe.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if args == ["--version"]:
-        print(f"jaxdecode {jaxdecode.__version__}")
-        return 0
-    if args[:2] == ["bench", "compare"]:  # a command of its own that reads like one of bench's
-        args[:2] = ["bench-compare"]
+    if "--version" in args and set(args) <= {"--version", "--verbose"}:
+        return _print_versions(devices="--verbose" in args)
     try:
-        command = tyro.cli(
-            Command,
-            prog="jaxdecode",
-            description=_DESCRIPTION,
-            args=args or ["--help"],
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        line = parse(args)
     except SystemExit as stop:  # tyro has printed help or what is wrong
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR
     _leave_absent_tpus_alone()
-    return _run(command)
+    if line.everywhere.offline:
+        os.environ["JAXDECODE_OFFLINE"] = "1"
+    return _run(line)
+
+
+def parse(args: Sequence[str]) -> CommandLine:
+    """Reads a command line without running it.
+
+    Raises:
+        SystemExit: help was asked for, or something is wrong; either has been printed.
+    """
+    if list(args[:2]) == [
+        "bench",
+        "compare",
+    ]:  # a command of its own that reads like one of bench's
+        args = ["bench-compare", *args[2:]]
+    with _plain_help():
+        return tyro.cli(
+            CommandLine,
+            prog="jaxdecode",
+            description=_DESCRIPTION,
+            args=args or ["--help"],
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+
+
+@contextlib.contextmanager
+def _plain_help() -> Iterator[None]:
+    """Tyro knows no NO_COLOR, but leaves colours out for dumb terminals."""
+    kept = os.environ.get("TERM")
+    if not colours(sys.stdout):
+        os.environ["TERM"] = "dumb"
+    try:
+        yield
+    finally:
+        os.environ.pop("TERM", None)
+        if kept is not None:
+            os.environ["TERM"] = kept
+
+
+def _print_versions(*, devices: bool) -> int:
+    for name, version in packages.versions().items():
+        print(f"{name} {version}")
+    if not devices:
+        return 0
+    _leave_absent_tpus_alone()
+    found, finding = machine.devices()
+    print(f"devices {machine.describe(found) or finding.text}")
+    return 0 if found else OTHER_ERROR
 
 
 def _leave_absent_tpus_alone() -> None:
     """Without a TPU, JAX would wait for libtpu to look for one, which is here to compile only."""
     other = any(find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
-    found = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
-    if find_spec("libtpu") and not found and not other:
+    if find_spec("libtpu") and not machine.tpus() and not other:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def _run(command: Command) -> int:
+def _run(line: CommandLine) -> int:
+    command, begin = line.command, time.perf_counter()
     try:
+        speak_as(line.everywhere)
         code = command.run()
         sys.stdout.flush()
+        say_what_it_took(time.perf_counter() - begin)
         return code
     except BrokenPipeError:
         # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
@@ -115,5 +181,5 @@ def _run(command: Command) -> int:
 def _report(message: str, command: Command, code: int) -> int:
     if command.debug:
         traceback.print_exc()
-    note(f"error: {' '.join(message.split())}")
+    complain(f"error: {' '.join(message.split())}")
     return code

@@ -15,7 +15,7 @@ from typing import IO
 from jaxdecode.convert.catalog import ModelEntry, Part, model_entry
 from jaxdecode.convert.checkpoint import FORMAT_VERSION, MANIFEST
 from jaxdecode.errors import DownloadError, InputError
-from jaxdecode.paths import cache_dir
+from jaxdecode.paths import cache_dir, offline
 
 _CHUNK = 2**20
 _HUB_PATTERNS = ["*.safetensors", "*.json", "tokenizer.model"]
@@ -35,7 +35,8 @@ def resolve(name_or_path: str | Path, *, accept_terms: bool = False, progress: b
 
     Raises:
         UnknownNameError: neither a known name nor a path.
-        DownloadError: fetching failed, or the bytes are not the expected ones.
+        DownloadError: fetching failed, the bytes are not the expected ones, or JAXDECODE_OFFLINE
+            is set and something would have to be fetched.
     """
     text = os.fspath(name_or_path)
     if text.startswith("hf:"):
@@ -84,6 +85,7 @@ def fetch(entry: ModelEntry, folder: Path, *, progress: bool) -> Path:
     file = folder / entry.file
     if file.is_file() and file.stat().st_size == entry.bytes and _sha256(file) == entry.sha256:
         return file
+    refuse_offline(f"{entry.file} of {entry.name} ({entry.bytes / 1e6:.0f} MB)")
     work = folder / "download"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -108,6 +110,23 @@ def fetch(entry: ModelEntry, folder: Path, *, progress: bool) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return file
+
+
+def refuse_offline(what: str) -> None:
+    """Called before anything is fetched.
+
+    Args:
+        what: the file that would be fetched.
+
+    Raises:
+        DownloadError: JAXDECODE_OFFLINE is set.
+    """
+    if offline():
+        raise DownloadError(
+            f"offline: {what} is not on this machine and would be fetched; run the same once "
+            "without --offline (JAXDECODE_OFFLINE), or copy the cache folder of a machine that "
+            "has it (`jaxdecode doctor` shows where)."
+        )
 
 
 def _download(part: Part, folder: Path) -> Path:
@@ -181,8 +200,14 @@ def _from_hub(text: str) -> Path:
         ) from error
     try:
         # Weights and JSON only: nothing that could be code is ever fetched.
-        found = snapshot_download(name, revision=revision or None, allow_patterns=_HUB_PATTERNS)
+        found = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=_HUB_PATTERNS,
+            local_files_only=offline(),
+        )
     except Exception as error:
+        refuse_offline(f"{text} ({', '.join(_HUB_PATTERNS)})")
         # The library raises its own, its HTTP client's and the system's errors.
         raise DownloadError(f"{text}: could not be fetched ({error}).") from error
     return Path(found)

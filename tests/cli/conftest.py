@@ -49,6 +49,8 @@ def checkpoint(tmp_path_factory) -> str:
 def cli(capsys, monkeypatch, tmp_path):
     """Runs a command line; the user's caches are out of reach."""
     monkeypatch.setenv("JAXDECODE_CACHE", str(tmp_path / "cache"))
+    # --offline sets it; what is set before is put back after the test.
+    monkeypatch.setenv("JAXDECODE_OFFLINE", "")
     for command in (bench, distill, generate, generate_job):
         monkeypatch.setattr(command, "use_compile_cache", lambda: None)
 
