@@ -17,7 +17,7 @@ PINS = constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version
 SOURCES := pyproject.toml constraints/py311.txt constraints/py312.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo lint test test-slow docs notebooks lock clean
+.PHONY: help install dev demo lint test test-slow docs notebooks site lock clean
 .SILENT:
 
 help: ## List the targets.
@@ -64,6 +64,15 @@ docs: dev ## Renew the table of methods in docs/methods.md.
 notebooks: dev ## Renew the notebooks from their scripts in docs/notebooks.
 	$(BIN)/jupytext --quiet --to ipynb docs/notebooks/*.py
 
+site: $(VENV)/.installed-docs ## Build the documentation into docs/_build; warnings are errors.
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build
+	echo "site: docs/_build/index.html"
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	echo "installing Sphinx into $(VENV)"
+	$(INSTALL) --constraint $(PINS) --editable '.[docs]'
+	touch $@
+
 lock: ## Pin what is newest now in constraints/, for both Pythons.
 	$(call pin,$(PYTHON311),constraints/py311.txt,3.11)
 	$(call pin,$(PYTHON312),constraints/py312.txt,3.12 and later)
@@ -73,12 +82,12 @@ define pin
 echo "resolving $(2)"
 set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 $(1) -m venv "$$work/venv"; \
-"$$work/venv/bin/python" -m pip install -qq --disable-pip-version-check --editable '.[dev,hub]'; \
+"$$work/venv/bin/python" -m pip install -qq --disable-pip-version-check --editable '.[dev,docs,hub]'; \
 { echo "# What is installed on Python $(3); written by make lock."; \
   "$$work/venv/bin/python" -m pip freeze --disable-pip-version-check --exclude-editable; } > "$$work/pins"; \
 cp "$$work/pins" $(2)
 endef
 
 clean: ## Remove .venv and what tools have cached.
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/families .pytest_cache .ruff_cache .hypothesis
 	find jaxdecode tests -name __pycache__ -type d -prune -exec rm -rf {} +
