@@ -71,8 +71,16 @@ def test_compiled_programs_are_kept_on_disk(environment, tmp_path):
     prompts = tmp_path / "one.jsonl"
     prompts.write_text('{"tokens": [1]}')
     run = _command("generate", "--model", TINY, "--prompts", prompts, "--max-new-tokens", 2)
-    subprocess.run(run, env=environment, check=True, capture_output=True)
-    assert list((tmp_path / "cache" / "compiled").iterdir())
+    loud, kept = [*run, "--verbose"], tmp_path / "cache" / "compiled"
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    off = environment | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(loud, env=off, check=True, capture_output=True, text=True)
+    assert "not kept" in done.stderr and not kept.exists()
+    read = []
+    for _ in range(2):
+        done = subprocess.run(loud, env=environment, check=True, capture_output=True, text=True)
+        read.append(int(done.stderr.split(" read back")[0].split()[-1]))
+    assert read[0] == 0 < read[1] and list(kept.iterdir())
     own = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}
     subprocess.run(run, env=own, check=True, capture_output=True)
     assert list((tmp_path / "own").iterdir())
