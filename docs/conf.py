@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import families  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
 
 import jaxdecode  # noqa: E402
 
@@ -26,7 +27,7 @@ autodoc_member_order = "bysource"
 napoleon_use_ivar = True
 
 
-def add_other_pages(app, docname, source):
+def add_other_pages(app: Sphinx, docname: str, source: list[str]) -> None:
     """Pages that no list of the index names come last, so that a new page needs no entry."""
     if docname != "index":
         return
@@ -35,7 +36,7 @@ def add_other_pages(app, docname, source):
     source[0] = source[0].replace("OTHER-PAGES", "\n".join(others))
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", lambda app: families.write_pages())
     app.connect("source-read", add_other_pages)

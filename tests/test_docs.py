@@ -120,13 +120,13 @@ def wrong(words: list[str]) -> str | None:
 
 
 def wrong_jaxdecode(args: list[str]) -> str | None:
-    if args[0] == "--version":
+    if args[:1] == ["--version"]:
         return None if set(args) <= {"--version", "--verbose"} else f"{args} is not understood"
     said = io.StringIO()
     cut = "..." in args
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            line = parse([args[0], "--help"] if cut else args)
+            line = parse([*args[:1], "--help"] if cut else args)
     except SystemExit as stop:
         text = " ".join(said.getvalue().split())
         flags = [arg for arg in args if arg.startswith("--")]

@@ -168,7 +168,7 @@ def places() -> Iterator[Finding]:
     there = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if os.access(there, os.W_OK | os.X_OK):
-        kept = sum(one["num_bytes"] for one in caches() if str(root) in one["path"])
+        kept = sum(one["num_bytes"] for one in caches() if Path(one["path"]).is_relative_to(root))
         yield Finding("cache folder", "ok", f"{root}: {kept / 1e9:.2f} GB")
     else:
         fix = "set JAXDECODE_CACHE to a folder of yours"
