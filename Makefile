@@ -65,7 +65,7 @@ notebooks: dev ## Renew the notebooks from their scripts in docs/notebooks.
 	$(BIN)/jupytext --quiet --to ipynb docs/notebooks/*.py
 
 site: $(VENV)/.installed-docs ## Build the documentation into docs/_build; warnings are errors.
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build
+	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going docs docs/_build
 	echo "site: docs/_build/index.html"
 
 $(VENV)/.installed-docs: $(VENV)/.installed
