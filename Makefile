@@ -57,9 +57,10 @@ test: lint ## Run lint and the fast tests.
 test-slow: dev ## Run the tests that need real weights or minutes.
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
-docs: dev ## Renew the table of methods in docs/methods.md.
+docs: dev ## Renew the tables of methods in docs/methods.md and README.md.
 	text=$$(sed '/^| method |/,$$d' docs/methods.md) && table=$$($(BIN)/python -m jaxdecode methods --markdown) && \
 		printf '%s\n\n%s\n' "$$text" "$$table" > docs/methods.md
+	$(BIN)/python docs/families.py
 
 notebooks: dev ## Renew the notebooks from their scripts in docs/notebooks.
 	$(BIN)/jupytext --quiet --to ipynb docs/notebooks/*.py

@@ -13,6 +13,8 @@ from jaxdecode.core.entry import Entry
 from jaxdecode.core.registry import METHODS
 
 FOLDER = Path(__file__).parent / "families"
+# Before and after the table of the README.
+MARK = "<!-- methods: make docs -->"
 LEVELS = {
     "L0": "the tokens of `{}`: same seed, same text",
     "L1": "the distribution of `{}`",
@@ -28,12 +30,14 @@ class Family(NamedTuple):
         file: name of its page.
         title: heading of its page.
         about: what its methods have in common.
+        needs: what it needs, in a word.
         has: whether a registry line belongs to it; the first family that says yes takes it.
     """
 
     file: str
     title: str
     about: str
+    needs: str
     has: Callable[[Entry], bool]
 
 
@@ -43,6 +47,7 @@ FAMILIES = (
         "Filling slots, one law",
         "Need a model that fills undecided slots in any order, and keep the promise of their level "
         "against another line of this table. See [diffusion](../diffusion.md).",
+        "a model that fills",
         lambda entry: entry.fills and entry.level in ("L0", "L1", "L2"),
     ),
     Family(
@@ -51,6 +56,7 @@ FAMILIES = (
         "Need a model that fills undecided slots in any order. They decide several slots of a pass "
         "as if these were independent, or read keys and values of an earlier text: fewer or "
         "cheaper passes for another distribution. See [diffusion](../diffusion.md).",
+        "a model that fills",
         lambda entry: entry.fills,
     ),
     Family(
@@ -59,24 +65,28 @@ FAMILIES = (
         "Need parts that were trained for the target: `heads=` or `--heads FOLDER`. "
         "[Training](../training.md) says how to make them, [converting](../converting.md) how to "
         "take those that others published.",
+        "trained parts",
         lambda entry: entry.heads is not None,
     ),
     Family(
         "draft_models",
         "A second, smaller model",
         "Need a draft model: `draft=jd.load(...)` or `--draft NAME_OR_PATH`.",
+        "a draft model",
         lambda entry: "draft" in entry.needs,
     ),
     Family(
         "heuristics",
         "The target alone, another law",
         "Need nothing but the target, and write text of another distribution than plain decoding.",
+        "nothing",
         lambda entry: entry.level == "L3",
     ),
     Family(
         "target_alone",
         "The target alone",
         "Need nothing but the target, no training and no second model. Start here.",
+        "nothing",
         lambda entry: True,
     ),
 )
@@ -94,6 +104,23 @@ def write_pages(folder: Path = FOLDER) -> None:
         path, text = folder / f"{family.file}.md", page(family)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
+
+
+def support_matrix() -> str:
+    """The table of the README: every method, with a link to the file that makes it what it is."""
+    lines = ["| family | promise | needs | methods and their files |", "|---|---|---|---|"]
+    for family in reversed(FAMILIES):
+        names = [name for name, entry in METHODS.items() if family_of(entry) is family]
+        levels = sorted({METHODS[name].level for name in names})
+        links = ", ".join(f"[`{name}`]({zoo.home(name)})" for name in names)
+        lines.append(f"| {family.title} | {', '.join(levels)} | {family.needs} | {links} |")
+    return "\n".join(lines) + "\n"
+
+
+def renew_readme(path: Path) -> None:
+    """Writes the table anew between its marks."""
+    before, table, after = path.read_text(encoding="utf-8").split(MARK)
+    path.write_text(f"{before}{MARK}\n{support_matrix()}{MARK}{after}", encoding="utf-8")
 
 
 def page(family: Family) -> str:
@@ -219,3 +246,7 @@ def _level(name: str) -> str:
 def _anchor(heading: str) -> str:
     """As MyST and GitHub make it."""
     return re.sub(r"[^\w-]", "", heading.lower())
+
+
+if __name__ == "__main__":
+    renew_readme(Path(__file__).parents[1] / "README.md")

@@ -1,9 +1,11 @@
 """The registry for readers: as dicts, in words, and as the table of the docs."""
 
+import collections
 import dataclasses
 from typing import Any
 
 from jaxdecode import resolve
+from jaxdecode.core.entry import Entry
 from jaxdecode.core.registry import METHODS
 
 
@@ -12,7 +14,7 @@ def methods() -> list[dict[str, Any]]:
     rows = {name: entry._asdict() for name, entry in METHODS.items()}
     return [
         {"name": name, **row}
-        | {"needs": needs_of(name), "refuses": list(row["refuses"])}
+        | {"file": home(name), "needs": needs_of(name), "refuses": list(row["refuses"])}
         | {"options": dict(row["options"])}
         for name, row in rows.items()
     ]
@@ -33,6 +35,22 @@ def beside(method: str) -> list[str]:
     return [*given, *([] if entry.heads is None else [f"heads ({entry.heads})"])]
 
 
+def home(method: str) -> str:
+    """The file that makes a method what it is: that of its seats which the fewest methods share."""
+    seats = _seats(METHODS[method])
+    counts = collections.Counter(seat for entry in METHODS.values() for seat in _seats(entry))
+    return f"jaxdecode/{min(seats, key=lambda seat: counts[seat])}.py"
+
+
+def _seats(entry: Entry) -> list[str]:
+    """The files of a method, without their endings; those of its proposal first."""
+    if entry.policy:
+        return [f"search/{entry.policy}"]
+    rule = f"commits/{entry.commit}" if entry.fills else f"verifiers/{entry.verifier}"
+    seats = (f"drafters/{entry.drafter}", rule, f"verifiers/{entry.verifier}")
+    return list(dict.fromkeys(seats))
+
+
 def explain(method: str) -> str:
     """What a method is, in a few lines made from its registry entry and its options' defaults."""
     entry = resolve.entry_of(method)
@@ -43,7 +61,7 @@ def explain(method: str) -> str:
             own |= dataclasses.asdict(config)
     options = ", ".join(f"{name}={value!r}" for name, value in own.items())
     return (
-        f"{method}: {entry.summary}\n"
+        f"{method}: {entry.summary}\n  file {home(method)}\n"
         f"  drafter {entry.drafter}, tree {entry.tree}, verifier {entry.verifier}, "
         f"commit {entry.commit}, cache {entry.cache}"
         + (f", policy {entry.policy}" if entry.policy else "")

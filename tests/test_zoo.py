@@ -1,16 +1,42 @@
 """The registry as readers see it: the table of the docs is the registry's."""
 
+import re
 from pathlib import Path
 
 from jaxdecode import zoo
 from jaxdecode.core.registry import METHODS
 
-PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "methods.md"
 
 
 def test_the_table_of_the_docs_is_the_registry():
     """If it is not: `make docs`."""
     assert PAGE.read_text(encoding="utf-8").endswith("\n\n" + zoo.markdown())
+
+
+def test_the_readme_names_the_file_of_every_method():
+    """If it does not: `make docs`."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = dict(re.findall(r"\[`(\w+)`\]\((jaxdecode/[\w/]+\.py)\)", readme))
+    assert links == {name: zoo.home(name) for name in METHODS}
+    assert all((ROOT / file).is_file() for file in links.values())
+
+
+def test_the_file_of_a_method_is_the_one_it_shares_least():
+    files = {
+        "spectr": "verifiers/kseq",
+        "eagle2": "drafters/eagle",
+        "fast_dllm": "commits/threshold",
+    }
+    files |= {
+        "specreason": "search/specreason",
+        "edlm": "verifiers/energy",
+        "cfg": "drafters/guided",
+    }
+    assert {name: zoo.home(name) for name in files} == {
+        name: f"jaxdecode/{file}.py" for name, file in files.items()
+    }
 
 
 def test_every_method_is_one_row_with_all_columns():

@@ -107,10 +107,8 @@ def parse(args: Sequence[str]) -> CommandLine:
     Raises:
         SystemExit: help was asked for, or something is wrong; either has been printed.
     """
-    if list(args[:2]) == [
-        "bench",
-        "compare",
-    ]:  # a command of its own that reads like one of bench's
+    if list(args[:2]) == ["bench", "compare"]:
+        # A command of its own, since bench itself takes no names.
         args = ["bench-compare", *args[2:]]
     with _plain_help():
         return tyro.cli(
