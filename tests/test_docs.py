@@ -37,12 +37,14 @@ from jaxdecode.plan import hardware
 from jaxdecode.training import config as configs
 from jaxdecode.training.run import Run
 from tests import toys
+from tpu_scripts import cli as tpu
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("", "sh", "bash", "shell", "console")
 # Commands of the system in examples; there is nothing of ours in them to check.
-OTHERS = ("cd", "curl", "export", "gcloud", "git", "head", "mkdir", "scp", "ssh", "tail")
+OTHERS = ("cd", "cp", "curl", "export", "gcloud", "git", "head", "mkdir", "scp", "source", "ssh")
+OTHERS += ("tail",)
 TEMPLATE = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
 MASK = 259
 
@@ -113,10 +115,22 @@ def wrong(words: list[str]) -> str | None:
         asked = re.findall(r"[\w-]+", " ".join(re.findall(r"\[(.*?)\]", " ".join(args))))
         bad = set(asked) - set(extras["optional-dependencies"])
         return f"no extra {bad}" if bad else None
+    if name == "tpu_scripts/tpu":
+        return wrong_tpu(args[: re.search(r"[|>]|$", "".join(a[:1] for a in args)).start()])
     if "/" in name and (ROOT / name).is_file():
         inner = args.index("jaxdecode") if "jaxdecode" in args else None
         return None if inner is None else wrong(args[inner:])
     return f"{name} is not known here: check it in this file, or mark the block"
+
+
+def wrong_tpu(args: list[str]) -> str | None:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            tpu.parser().parse_args(args)
+    except SystemExit:
+        return said.getvalue()
+    return None
 
 
 def wrong_jaxdecode(args: list[str]) -> str | None:
@@ -193,7 +207,7 @@ def test_command_lines(page):
         ("python -m jaxdecode.nothing", "no module"),
         ("make everything", "no target"),
         ("pip install '.[tpus]'", "no extra"),
-        ("tpu_scripts/launch.sh a b run jaxdecode generate --modle M", "--modle"),
+        ("tpu_scripts/tpu delet job.yaml", "delet"),
         ("rm -rf out", "not known here"),
         ("jaxdecode --version --loud", "--loud"),
     ],

@@ -32,7 +32,7 @@ _OTHERS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb on a job file; returns the exit code, which for `run` is that of the command."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     shell = Shell(dry_run=given.dry_run)
     try:
         job = jobs.read(given.job)
@@ -57,25 +57,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What reads the command line."""
     verbs_text = "\n".join(f"  {name:10} {text}" for name, text in (_VERBS | _OTHERS).items())
-    parser = argparse.ArgumentParser(
+    found = argparse.ArgumentParser(
         prog="tpu",
         description=f"Runs a job on Cloud TPU, from one YAML file.\n\nverbs:\n{verbs_text}",
         epilog="docs/tpu_pods.md has the keys of a job file and the way from zero to a result.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=[*_VERBS, *_OTHERS], metavar="VERB")
-    parser.add_argument("job", type=Path, metavar="JOB", help="such as tpu_scripts/jobs/x.yaml")
-    parser.add_argument(
+    found.add_argument("verb", choices=[*_VERBS, *_OTHERS], metavar="VERB")
+    found.add_argument("job", type=Path, metavar="JOB", help="such as tpu_scripts/jobs/x.yaml")
+    found.add_argument(
         "--dry-run", action="store_true", help="print the commands, to be pasted into bash"
     )
-    parser.add_argument(
+    found.add_argument(
         "--poll", type=float, default=verbs.POLL_SECONDS, metavar="SECONDS",
         help="create and resume: how often the cloud is asked (default %(default)g)",
     )  # fmt: skip
-    parser.add_argument(
+    found.add_argument(
         "--restarts", type=int, default=20, metavar="N",
         help="resume: how often a lost slice is made again (default %(default)s)",
     )  # fmt: skip
-    return parser
+    return found
