@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         stream,
         warmup,
     )
+    from jaxdecode.many import generate_many
     from jaxdecode.results import Generation, RowStats
     from jaxdecode.training.run import Run, train
 
@@ -32,6 +33,7 @@ __all__ = [
     "Run",
     "explain",
     "generate",
+    "generate_many",
     "infill",
     "load",
     "load_heads",
@@ -44,6 +46,7 @@ _HOMES = {
     "Generation": "results",
     "RowStats": "results",
     "Run": "training.run",
+    "generate_many": "many",
     "train": "training.run",
 }
 

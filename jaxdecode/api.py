@@ -334,7 +334,7 @@ def _run(lm, engine, prompts, keys, options, steps) -> Iterator[engines.Snapshot
         config=lm.config,
         end_tokens=lm.end_tokens,
     )
-    costs.with_prices(engine, request, prompts, options.max_new_tokens)
+    costs.with_prices(engine, request, engines.slots_of(engine, prompts, options.max_new_tokens))
     steps = steps or itertools.repeat(STEPS_PER_CALL)
     return engines.run(engine, request, prompts, options.max_new_tokens, steps)
 

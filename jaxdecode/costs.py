@@ -11,7 +11,6 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,17 +26,14 @@ from jaxdecode.paths import cache_dir
 STEPS, REPEATS = 8, 5
 
 
-def with_prices(
-    engine_: engine.Engine, request: Request, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    """Hands the drafter the measured cost of its widths, if it asks for costs."""
+def with_prices(engine_: engine.Engine, request: Request, slots: int) -> None:
+    """Hands the drafter the measured cost of its widths on such a canvas, if it asks for costs."""
     price = engine_.method.drafter.price
     if price is None:
         return
     name = _key(engine_, request.key.shape[0])
     costs = _read().get(name)
     if costs is None:
-        slots = engine.slots_of(engine_, prompts, max_new_tokens)
         costs = measure(engine_, request, slots)
         _write(name, costs)
     engine_.weights = price(engine_.weights, np.asarray(costs, np.float32))

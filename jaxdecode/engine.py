@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -62,6 +61,12 @@ class Snapshot:
     stats: Stats
     seconds: float
     outputs: Outputs | None = None
+
+    def row(self, row: int, seconds: float) -> "Snapshot":
+        """That of one row, which took so long."""
+        parts = (self.canvas, self.stats, self.outputs)
+        canvas, stats, outputs = jax.tree.map(lambda leaf: leaf[row : row + 1], parts)
+        return Snapshot(canvas, stats, seconds, outputs)
 
     def new_tokens(self, row: int, start: int) -> np.ndarray:
         """Tokens decided from slot `start` on."""
@@ -169,21 +174,33 @@ def run(
 
 
 def prefilled(
-    engine: Engine, request: Request, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    engine: Engine,
+    request: Request,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    slots: int | None = None,
 ) -> DecodeState:
-    """The state before the first step: prompts in the canvas, their keys and values cached."""
+    """The state before the first step: prompts in the canvas, their keys and values cached.
+
+    Without `slots`, the canvas is as long as the prompts need.
+    """
     model, method, weights = engine.model, engine.method, engine.weights
-    slots = slots_of(engine, prompts, max_new_tokens)
+    slots = slots or slots_of(engine, prompts, max_new_tokens)
     host = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
     batch = len(host.length)
     kept = model._replace(cache=method.cache)
     cache, drafter = prefill.start(weights, kept, method.drafter, request, host, engine.memory)
-    canvas = jax.tree.map(jnp.asarray, host)
     names = [field.name for field in dataclasses.fields(Stats)]
-    stats = Stats(**{name: jnp.asarray(np.zeros_like(host.length)) for name in names})
-    rest = place.rows((canvas, drafter, stats, jnp.int32(0)), model.mesh, batch)
+    counters = Stats(**{name: np.zeros_like(host.length) for name in names})
+    canvas, stats, step = jax.device_put((host, counters, np.int32(0)))
+    rest = place.rows((canvas, drafter, stats, step), model.mesh, batch)
     canvas, drafter, stats, step = rest
     return DecodeState(canvas=canvas, cache=cache, drafter=drafter, stats=stats, step=step)
+
+
+def blank(engine: Engine, batch: int, slots: int) -> Canvas:
+    """A canvas without rows, in NumPy."""
+    return _canvas([], 1, slots, batch, engine.model.config)
 
 
 def _canvas(

@@ -19,7 +19,8 @@ class RowStats:
         nfe: target forward calls the row took part in.
         acceptance_length: new tokens per target call; 1.0 for plain decoding.
         tokens_forwarded: query tokens pushed through the target for this row.
-        seconds: wall time of the row's batch, prefill and any compilation included.
+        seconds: wall time of the row's batch, prefill and any compilation included; of a row that
+            came into a running batch, from then to when it was found done.
         tokens_per_second: num_tokens / seconds.
         num_judged: segments that the target judged with a token each; those count as nfe.
     """
@@ -62,7 +63,7 @@ class Generation:
             no warp).
         finish_reasons: "stop" (stop token), "stop_string" or "length".
         stats: counters and times.
-        steps: step of the loop at which each new token was committed.
+        steps: step of the row at which each new token was committed, from 0.
         alternatives: all texts of a row, best first, of methods that write several at once; the
             other fields then tell of the best. Empty for every other method.
     """

@@ -24,9 +24,16 @@ from jaxdecode.core.types import (
 )
 
 
-def commit(request: Request, canvas: Canvas, verdict: Verdict, step: Int[Array, ""]) -> Canvas:
-    """Writes the accepted path of every live row, up to its first stop."""
-    return jax.vmap(_commit_row, in_axes=(None, 0, 0, None))(request, canvas, verdict, step)
+def commit(request: Request, canvas: Canvas, verdict: Verdict, step: Int[Array, "B"]) -> Canvas:
+    """Writes the accepted path of every live row, up to its first stop.
+
+    Args:
+        request: what ends a row.
+        canvas: before the step.
+        verdict: what the target decided.
+        step: earlier steps of each row.
+    """
+    return jax.vmap(_commit_row, in_axes=(None, 0, 0, 0))(request, canvas, verdict, step)
 
 
 def _commit_row(request: Request, row: Canvas, verdict: Verdict, step: Int[Array, ""]) -> Canvas:
@@ -76,14 +83,15 @@ def fill(
     window: Window,
     candidates: Candidates,
     decision: Decision,
-    step: Int[Array, ""],
+    step: Int[Array, "B"],
 ) -> Canvas:
     """Writes the chosen candidates of every live row into its window, and reopens slots.
 
     What is decided before a row's first undecided slot becomes its text, up to the first stop;
-    slots of the prompt, and what is text already, are never reopened.
+    slots of the prompt, and what is text already, are never reopened. `step` counts the earlier
+    steps of each row.
     """
-    row = jax.vmap(_fill_row, in_axes=(None, 0, 0, 0, 0, None))
+    row = jax.vmap(_fill_row, in_axes=(None, 0, 0, 0, 0, 0))
     return row(request, canvas, window, candidates, decision, step)
 
 

@@ -30,15 +30,19 @@ def run(
     *,
     target: Target,
     method: Method,
+    enough: Int[Array, ""] | None = None,
 ) -> DecodeState:
-    """At most `num_steps` steps; ends early when every row is done.
+    """At most `num_steps` steps; ends early when every row is done, or `enough` rows are.
 
-    The caller chooses how often it looks: streaming asks for a few steps, a batch for many.
+    The caller chooses how often it looks: streaming asks for a few steps, a batch for many, and
+    who has new rows for the places of finished ones as soon as there are such places.
     """
     last = state.step + num_steps
 
     def live(state: DecodeState) -> Bool[Array, ""]:
-        return ~state.canvas.done.all() & (state.step < last)
+        done = state.canvas.done
+        ended = done.all() if enough is None else done.sum() >= enough
+        return ~ended & (state.step < last)
 
     return jax.lax.while_loop(
         live, lambda state: step(weights, request, state, target=target, method=method), state
@@ -117,7 +121,7 @@ def _walk(
     logits = target.logits(weights.target, output.hidden)
     output = dataclasses.replace(output, logits=logits)
     verdict = method.verifier.verify(weights, request, canvas, proposal, output)
-    committed = commit(request, canvas, verdict, state.step)
+    committed = commit(request, canvas, verdict, state.stats.nfe)
     updated = method.drafter.update(
         weights, state.drafter, request, committed, proposal, verdict, output
     )
@@ -150,7 +154,7 @@ def _fill(
     if method.drafter.focus is not None:
         window = method.drafter.focus(state.drafter, request, window, candidates)
     decision = method.commit.select(weights, request, state.canvas, window, candidates)
-    filled = fill(request, state.canvas, window, candidates, decision, state.step)
+    filled = fill(request, state.canvas, window, candidates, decision, state.stats.nfe)
     updated = method.drafter.update(
         weights, state.drafter, request, filled, window, candidates, output
     )

@@ -31,13 +31,17 @@ def chunks(num_tokens: int) -> Iterator[tuple[int, int]]:
 def empty(params: Any, model: Model, batch: int, slots: int) -> Any:
     """An empty cache in the form that the parameters ask for, made where it will lie."""
     stacked = not isinstance(params["layers"], Sequence)
-    init = functools.partial(
-        model.cache.init, model.config, batch, slots, model.kv_dtype, stacked=stacked
-    )
+    init = functools.partial(_zeros, model._replace(mesh=None), batch, slots, stacked)
     if model.mesh is None:
         return init()
     shardings = rules.cache(jax.eval_shape(init), model.mesh)
     return jax.jit(init, out_shardings=shardings)()
+
+
+# One program: an array per layer, made one by one, takes longer than a step of a small model.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _zeros(model: Model, batch: int, slots: int, stacked: bool) -> Any:
+    return model.cache.init(model.config, batch, slots, model.kv_dtype, stacked=stacked)
 
 
 # Sees each chunk: its first slot, the rows' tokens in it [B], and what the target computed.
@@ -100,7 +104,7 @@ def start(
     tokens, lengths = np.asarray(canvas.tokens), np.asarray(canvas.length)
     batch, slots = tokens.shape
     cache = empty(weights.target, model, batch, slots)
-    canvas = jax.tree.map(jnp.asarray, canvas)
+    canvas = jax.device_put(canvas)
 
     def begin():
         return drafter.init(weights, request, canvas, model.cache.read(cache), memory)

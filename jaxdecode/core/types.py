@@ -83,7 +83,8 @@ class Canvas:
         done: finished rows; they stay bit-frozen while others run.
         finish: code of FINISH_REASONS once done.
         stop_state: state of the stop-string automaton after the last committed token.
-        commit_step: step at which each slot was decided; -1 for prompt and open slots.
+        commit_step: step of the row at which each slot was decided, from 0; -1 for prompt and
+            open slots.
         logprob: log-probability under the target (before the warp) of each decided token.
     """
 
@@ -370,7 +371,7 @@ class DecodeState:
         cache: keys and values of committed tokens, in the cache module's own layout.
         drafter: the drafter's state.
         stats: counters.
-        step: steps done, the same for all rows.
+        step: steps of the loop; a row that came in later has taken part in fewer (`stats.nfe`).
     """
 
     canvas: Canvas

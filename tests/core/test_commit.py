@@ -123,7 +123,7 @@ def test_what_is_written_is_what_plain_python_writes():
     rng, fill, ended = np.random.default_rng(0), jax.jit(commit.fill), set()
     for case in range(60):
         parts = random_case(rng, settles=case % 2 == 0)
-        ours = jax.device_get(fill(request, *parts, jnp.int32(9)))
+        ours = jax.device_get(fill(request, *parts, jnp.full(BATCH, 9)))
         host = jax.device_get(parts)
         for b in range(BATCH):
             rows = [jax.tree.map(lambda leaf: leaf[b], part) for part in host]  # noqa: B023
@@ -145,7 +145,7 @@ def test_nothing_given_and_no_text_is_ever_reopened():
     for _ in range(20):
         canvas, window, candidates, decision = random_case(rng, settles=False)
         every = dataclasses.replace(decision, reopen=jnp.ones((BATCH, WIDTH), bool))
-        after = commit.fill(request, canvas, window, candidates, every, jnp.int32(9))
+        after = commit.fill(request, canvas, window, candidates, every, jnp.full(BATCH, 9))
         slot = jnp.arange(SLOTS)
         kept = (canvas.commit_step < 0) | (slot <= canvas.length[:, None])
         assert not (after.open & ~canvas.open & kept).any()
