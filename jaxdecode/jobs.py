@@ -2,11 +2,12 @@
 
     job.json                     what the results are made from, and how the rows are divided
     part-00003-of-00040.jsonl    results of consecutive rows; there whole or not at all
+    rows-00003-of-00040.*.jsonl  finished rows of a part that is under way (`journal`)
     results.jsonl                all parts in order, once they are there; the parts are then removed
 
 How rows are divided is settled when the folder is begun. A part's content does not depend on who
 writes it, so a killed run continues with any number of processes: what is there stays, what is not
-there is made. Nothing is lost but the parts in work, and nothing is there twice.
+there is made. Nothing is lost but the rows in work, and nothing is there twice.
 """
 
 import contextlib
@@ -64,6 +65,14 @@ class Job:
     def part(self, number: int) -> Path:
         """The file of one part."""
         return self.folder / f"part-{number:05}-of-{self.num_parts:05}.jsonl"
+
+    def journal(self, number: int, run: str) -> Path:
+        """The file in which one run keeps finished rows of a part that is not complete."""
+        return self.folder / f"rows-{number:05}-of-{self.num_parts:05}.{run}.jsonl"
+
+    def journals(self, number: int) -> list[Path]:
+        """Those files of all runs."""
+        return sorted(self.folder.glob(self.journal(number, "*").name))
 
     def rows(self, number: int) -> range:
         """The rows of one part."""
@@ -244,7 +253,7 @@ def merge(job: Job) -> bool:
         # Another process was faster and has tidied up.
         if not job.results.exists():
             raise
-    for pattern in ("part-*.jsonl", ".part-*", f".{RESULTS}.*", f".{JOB}.*", _LOCK):
+    for pattern in ("part-*.jsonl", ".part-*", "rows-*.jsonl", f".{RESULTS}.*", f".{JOB}.*", _LOCK):
         for path in job.folder.glob(pattern):
             path.unlink(missing_ok=True)
     return True

@@ -39,6 +39,14 @@ _OUT_HELP = (
     "(ends with /, or exists) takes the JSON lines of --prompts part by part; the same command "
     "goes on where a killed one ended, and several processes can share the work."
 )
+_ON_ERROR_HELP = (
+    "What a line of --prompts that cannot be used does when --out is a folder: record writes an "
+    "error in place of its result and goes on, stop checks every line before the first is decoded. "
+    "record unless given; without a folder it is always stop."
+)
+OnError = Annotated[
+    Literal["record", "stop"] | None, arg(help_behavior_hint="", help=_ON_ERROR_HELP)
+]
 _PROMPTS_HELP = (
     'JSONL file, or - for stdin. Each line is an object with one of "prompt": text, '
     '"messages": [{"role": ..., "content": ...}, ...] and "tokens": [...], and perhaps "seed".'
@@ -107,6 +115,7 @@ class Generate:
     """Print the text of the one prompt while it is made."""
     out: Annotated[_File, arg(metavar="FILE_OR_FOLDER", help=_OUT_HELP)] = None
     overwrite: Overwrite = False
+    on_error: OnError = None
     processes: Processes = None
     process_id: ProcessId = None
     coordinator: Coordinator = None
@@ -118,14 +127,15 @@ class Generate:
 
     def run(self) -> int:
         """Executes the command; returns the exit code."""
-        lines = self._lines()
-        self._check(lines)
+        self._check()
         if generate_job.asked_for(self):
-            return generate_job.run(self, lines)
+            return generate_job.run(self)
+        lines = self._lines()
+        self._check_stream(lines)
         with open_output(self.out, overwrite=self.overwrite) as out:
             use_compile_cache()
             # Before a model is fetched and loaded: wrong values should not cost minutes.
-            self.check_method(lines)
+            self.check_method()
             lm = self.load(self.model)
             draft = None if self.draft is None else self.load(self.draft)
             if self.stream:
@@ -135,17 +145,17 @@ class Generate:
         return 0
 
     def _lines(self) -> list[PromptLine]:
-        given = [n for n in ("prompt", "message", "prompts") if getattr(self, n) is not None]
-        if len(given) != 1:
-            got = " and ".join(f"--{name}" for name in given) or "none"
-            raise InputError(f"give exactly one of --prompt, --message and --prompts, got {got}.")
         if self.prompts is not None:
             return read_prompts(self.prompts)
         if self.prompt is not None:
             return [PromptLine("--prompt", {"prompt": self.prompt})]
         return [PromptLine("--message", {"messages": [{"role": "user", "content": self.message}]})]
 
-    def _check(self, lines: list[PromptLine]) -> None:
+    def _check(self) -> None:
+        given = [n for n in ("prompt", "message", "prompts") if getattr(self, n) is not None]
+        if len(given) != 1:
+            got = " and ".join(f"--{name}" for name in given) or "none"
+            raise InputError(f"give exactly one of --prompt, --message and --prompts, got {got}.")
         if self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size} is out of range; it must be >= 1.")
         if self.n < 1:
@@ -154,6 +164,8 @@ class Generate:
             raise InputError("--logprobs are part of the JSON lines; add --json.")
         if self.stream and (self.json or self.out is not None):
             raise InputError("--stream prints plain text to stdout; leave out --json and --out.")
+
+    def _check_stream(self, lines: list[PromptLine]) -> None:
         if self.stream and (len(lines) != 1 or self.n != 1):
             raise InputError(
                 f"--stream takes one prompt and one sample, got {len(lines)} and {self.n}."
@@ -175,12 +187,12 @@ class Generate:
             **set_options(self.set, {field.name for field in dataclasses.fields(self)}),
         }
 
-    def check_method(self, lines: list[PromptLine]) -> None:
+    def check_method(self) -> None:
         """Refuses options, a draft model and heads that the method cannot take."""
         from jaxdecode import resolve
         from jaxdecode.convert.heads import load_heads
 
-        resolve.split(self.method, self.options([line.seed for line in lines]))
+        resolve.split(self.method, self.options([None]))
         resolve.check_draft(self.method, given=self.draft is not None)
         heads = None if self.heads is None else load_heads(self.heads)
         resolve.check_heads(self.method, heads and heads.spec.kind)

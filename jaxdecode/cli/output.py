@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import datetime
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -120,6 +122,49 @@ def run_bar(title: str, total: int, shown: bool) -> Iterator[Callable[..., None]
     with _bar(*columns, speed_estimate_period=3600.0) as bar:
         task = bar.add_task(title, total=total)
         yield lambda num=1: bar.advance(task, num)
+
+
+@contextlib.contextmanager
+def rows_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of rows on stderr, with rows and tokens per second and the time left.
+
+    Yields what counts one more row with so many tokens. Rates are those since the first row
+    ended: what came before is mostly compilation. Short rows end first, so the time left is told
+    once a hundredth of the rows, or a hundred of them, are there.
+    """
+    if not shown:
+        yield lambda num_tokens: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rates]}"),
+        TimeElapsedColumn(),
+        TextColumn("left {task.fields[left]}"),
+    )
+    first = (0.0, 0)
+    num_rows = all_tokens = 0
+    with _bar(*columns) as bar:
+        task = bar.add_task(title, total=total, rates="", left="-:--:--")
+
+        def count(num_tokens: int) -> None:
+            nonlocal first, num_rows, all_tokens
+            num_rows, all_tokens, now = num_rows + 1, all_tokens + num_tokens, time.monotonic()
+            bar.advance(task)
+            if num_rows == 1:
+                first = (now, num_tokens)
+                return
+            seconds = max(now - first[0], 1e-9)
+            speed, tokens = (num_rows - 1) / seconds, (all_tokens - first[1]) / seconds
+            rates = f"{speed:.3g} rows/s, {tokens:.4g} tokens/s"
+            told = num_rows >= min(100, total / 100)
+            left = datetime.timedelta(seconds=round((total - num_rows) / speed))
+            bar.update(task, rates=rates, left=str(left) if told else "-:--:--")
+
+        yield count
 
 
 def _bar(*columns: Any, **options: Any) -> "Progress":

@@ -57,6 +57,26 @@ def read_prompts(name: str) -> list[PromptLine]:
     return _read("--prompts", name, _prompt_line)
 
 
+def count_prompts(name: str) -> int:
+    """Prompts of a JSONL file, whatever is in them.
+
+    Raises:
+        InputError: it cannot be read, or there are none.
+    """
+    if not (num := sum(1 for _ in jsonl.lines(name, option="--prompts"))):
+        raise _no_prompts(name)
+    return num
+
+
+def parse_prompt(line: bytes, where: str) -> PromptLine:
+    """The prompt of one line of such a file.
+
+    Raises:
+        InputError: the line cannot be used; the message begins with `where`.
+    """
+    return _prompt_line(jsonl.parse(line, where, _WANTED), where)
+
+
 def read_suite(name: str, option: str = "--suite") -> list[PromptLine]:
     """Prompts with their categories: lines as `read_prompts` takes, or those of Spec-Bench.
 
@@ -70,15 +90,21 @@ def read_suite(name: str, option: str = "--suite") -> list[PromptLine]:
 
 def tokenize_all(lm: "LanguageModel", lines: list[PromptLine]) -> list[list[int]]:
     """Token ids of all prompts, so that a bad last line does not cost the work on the others."""
+    return [tokenize_line(lm, line) for line in lines]
+
+
+def tokenize_line(lm: "LanguageModel", line: PromptLine) -> list[int]:
+    """Token ids of one prompt.
+
+    Raises:
+        InputError: it cannot be used; the message begins with where it stands.
+    """
     from jaxdecode.options import tokenize
 
-    tokens = []
-    for line in lines:
-        try:
-            tokens.append(tokenize(line.prompt, lm.tokenizer, lm.config))
-        except InputError as error:
-            raise InputError(f"{line.where}: {error}") from error
-    return tokens
+    try:
+        return tokenize(line.prompt, lm.tokenizer, lm.config)
+    except InputError as error:
+        raise InputError(f"{line.where}: {error}") from error
 
 
 def _read(option: str, name: str, parse_line: _ParseLine) -> list[PromptLine]:
@@ -87,9 +113,12 @@ def _read(option: str, name: str, parse_line: _ParseLine) -> list[PromptLine]:
         for where, content in jsonl.read(name, option=option, wanted=_WANTED)
     ]
     if not lines:
-        where = "<stdin>" if name == "-" else name
-        raise InputError(f"{where}: there are no prompts; give one JSON object per line.")
+        raise _no_prompts("<stdin>" if name == "-" else name)
     return lines
+
+
+def _no_prompts(where: str) -> InputError:
+    return InputError(f"{where}: there are no prompts; give one JSON object per line.")
 
 
 def _prompt_line(content: dict[str, Any], where: str) -> PromptLine:
