@@ -141,7 +141,8 @@ def run(
     """
 
     def slots_of(row: Row) -> int:
-        return engines.slots_of(engine, [row.tokens], max_new_tokens)  # pyright: ignore
+        prompt: Any = row.tokens
+        return engines.slots_of(engine, [prompt], max_new_tokens)
 
     ahead = Ahead(source, look_ahead, slots_of)
     batch = engines.batch_bucket(batch_size)
@@ -199,10 +200,10 @@ class _Running:
         request = dataclasses.replace(self.small, key=jnp.asarray(keys))
         prompts: Any = [row.tokens for row in new]
         fresh = engines.prefilled(engine, request, prompts, self.max_new_tokens, self.slots)
-        # Steps are counted for all; how many a row took part in is in its own counters.
         by_row = [dataclasses.replace(state, step=()) for state in (self.state, fresh)]
         inserted = rows.insert(*by_row, places.astype(np.int32), np.int32(len(new)))
-        self.state = dataclasses.replace(inserted, step=self.state.step)
+        # Each row counts its own steps. Those of the loop begin again, or would overflow one day.
+        self.state = dataclasses.replace(inserted, step=fresh.step)
 
     def _start(self) -> None:
         """Sets the loop going until as many rows are done as are prefilled together."""

@@ -371,7 +371,7 @@ class DecodeState:
         cache: keys and values of committed tokens, in the cache module's own layout.
         drafter: the drafter's state.
         stats: counters.
-        step: steps of the loop; a row that came in later has taken part in fewer (`stats.nfe`).
+        step: steps of the loop, since rows came in if some did; rows count theirs in `stats.nfe`.
     """
 
     canvas: Canvas

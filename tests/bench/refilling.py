@@ -12,6 +12,7 @@ few prompts alone. `random` is a small random model, whose texts end by chance.
 import argparse
 import json
 import statistics
+import sys
 import time
 
 import jax
@@ -25,14 +26,14 @@ from jaxdecode.cli.prompts import read_suite, tokenize_all
 from jaxdecode.evals import toys
 from jaxdecode.models import decoder
 
-# Of 512 tokens, so that a text of the random model has 64 on average.
-ENDS = tuple(range(8))
+# Tokens of the random model; some of them end a text, so that its length is a matter of chance.
+SIZE = 512
 
 
 def random_model() -> api.LanguageModel:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_heads": 8, "num_kv_heads": 4}
     more = {
-        "vocab_size": 512,
+        "vocab_size": SIZE,
         "num_layers": 4,
         "layer_windows": (0,) * 4,
         "head_dim": 32,
@@ -47,8 +48,9 @@ def asked(args: argparse.Namespace) -> tuple[api.LanguageModel, list, dict]:
     if args.model == "random":
         rng = np.random.default_rng(0)
         lengths = rng.integers(4, 100, args.num_prompts)
-        rows = [rng.integers(8, 512, n).tolist() for n in lengths]
-        return random_model(), rows, options | {"temperature": 1.0, "stop_tokens": ENDS}
+        rows = [rng.integers(0, SIZE, n).tolist() for n in lengths]
+        ends = range(SIZE // args.mean_tokens)
+        return random_model(), rows, options | {"temperature": 1.0, "stop_tokens": tuple(ends)}
     lm = jd.load(args.model, dtype=args.dtype)
     rows = tokenize_all(lm, read_suite(args.prompts))
     rows = [row for row in rows if len(row) <= args.most_prompt_tokens][: args.num_prompts]
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--method", default="ar")
+    parser.add_argument("--mean-tokens", type=int, default=64, help="of the random model's texts")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     use_compile_cache()
@@ -85,6 +88,7 @@ def main() -> None:
             begin = time.perf_counter()
             tokens[way] = way()
             seconds = time.perf_counter() - begin
+            print(f"{way.__name__} {seconds:.1f} s", file=sys.stderr, flush=True)
             if turn:
                 rates[way].append(sum(map(len, tokens[way])) / seconds)
     lengths = [len(row) for row in tokens[fixed]]
