@@ -81,9 +81,11 @@ def make(config: Config, models: Models) -> Drafter:
     counts = sorted({0, 1, -(-config.pool // 2), config.pool})
     widths = tuple(num_window + count * config.levels for count in counts)
 
+    # One program: a loop that is not compiled with what calls it compiles anew at every call.
+    start = jax.jit(jax.vmap(lambda tokens, length: _start(tokens, length, config)))
+
     def init(weights, request, canvas, view, memory):
         del weights, request, view, memory
-        start = jax.vmap(lambda tokens, length: _start(tokens, length, config))
         return start(canvas.tokens, canvas.length)
 
     def propose(weights, state, request, canvas, view):
