@@ -6,7 +6,7 @@ bucket has been seen. The host only looks at finished rows between calls of the 
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +15,14 @@ from jax.sharding import Mesh
 
 from jaxdecode.core import loop, prefill
 from jaxdecode.core.protocols import Method, Model, Weights
+from jaxdecode.core.record import Record
 from jaxdecode.core.types import Canvas, DecodeState, Outputs, Request, Stats
 from jaxdecode.dist import place, rules
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.template import Template, start_of
 
+# Sees every step: its record and the canvas after it, as NumPy.
+Watch = Callable[[Record, Canvas], None]
 # Rows a step may write past a row's end: paths of up to so many nodes fit without another bucket.
 SLACK = 16
 
@@ -139,6 +142,7 @@ def run(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     steps: Iterator[int],
+    watch: Watch | None = None,
 ) -> Iterator[Snapshot]:
     """Decodes a batch, yielding a snapshot after each of `steps` many steps until all are done.
 
@@ -148,20 +152,22 @@ def run(
         prompts: token ids per row; at least one each.
         max_new_tokens: bound per row; also cut at the model's context length.
         steps: steps per call; every new value costs nothing.
+        watch: sees the record of every step. The host then takes one step at a time, whatever
+            `steps` says, which is slower.
     """
+    parts: Any = {"target": engine.model.target, "method": engine.method}
     begin = time.perf_counter()
     request = place.rows(request, engine.model.mesh, request.key.shape[0])
     state = prefilled(engine, request, prompts, max_new_tokens)
     for num_steps in steps:
-        state = loop.run(
-            engine.weights,
-            request,
-            state,
-            np.int32(num_steps),
-            target=engine.model.target,
-            method=engine.method,
-        )
-        canvas, stats = place.fetch((state.canvas, state.stats))
+        record = None
+        if watch is None:
+            state = loop.run(engine.weights, request, state, np.int32(num_steps), **parts)
+        else:
+            state, record = loop.run_recorded(engine.weights, request, state, **parts)
+        canvas, stats, record = place.fetch((state.canvas, state.stats, record))
+        if watch is not None:
+            watch(record, canvas)
         if canvas.done.all():
             drafter, outputs = engine.method.drafter, None
             if drafter.remember is not None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Int
 from jaxdecode.core import masks
 from jaxdecode.core.commit import commit, fill
 from jaxdecode.core.protocols import Method, Target, TargetOutput, Weights
+from jaxdecode.core.record import Guesses, Record, record_of
 from jaxdecode.core.types import Canvas, DecodeState, Proposal, Request, Stats, Verdict, Window
 from jaxdecode.errors import InputError
 
@@ -49,10 +50,32 @@ def run(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("target", "method"), donate_argnames="state")
+def run_recorded(
+    weights: Weights, request: Request, state: DecodeState, *, target: Target, method: Method
+) -> tuple[DecodeState, Record]:
+    """One step as a program of its own, with the record of what it did; for traces."""
+    after, record = _step(weights, request, state, target, method, recorded=True)
+    assert record is not None
+    return after, record
+
+
 def step(
     weights: Weights, request: Request, state: DecodeState, *, target: Target, method: Method
 ) -> DecodeState:
     """One round of propose, verify, commit for all rows; done rows do not change."""
+    return _step(weights, request, state, target, method)[0]
+
+
+def _step(
+    weights: Weights,
+    request: Request,
+    state: DecodeState,
+    target: Target,
+    method: Method,
+    recorded: bool = False,
+) -> tuple[DecodeState, Record | None]:
+    """The step, and its record if there shall be one; else the program holds nothing of it."""
     view = method.cache.read(state.cache)
     proposal, drafter_state = method.drafter.propose(
         weights, state.drafter, request, state.canvas, view
@@ -60,31 +83,36 @@ def step(
     state = dataclasses.replace(state, drafter=drafter_state)
     _check_kind(proposal, method)
 
-    def decide(width: int) -> tuple[Canvas, Any, Any, Any]:
+    def decide(width: int) -> tuple[Canvas, Any, Any, Any, Any]:
         """Everything that reads the proposal, on its first `width` nodes."""
         part = narrow(proposal, width)
         if isinstance(part, Window):
-            return _fill(weights, request, state, part, view, target, method)
-        longest = proposal.max_depth + 1
-        return _walk(weights, request, state, part, view, target, method, longest)
+            changed = _fill(weights, request, state, part, view, target, method)
+        else:
+            longest = proposal.max_depth + 1
+            changed = _walk(weights, request, state, part, view, target, method, longest)
+        canvas, drafter_state, cache, new, decided = changed
+        return canvas, drafter_state, cache, new, decided if recorded else None
 
     num_nodes = proposal.tokens.shape[1]
     widths = (*(width for width in method.drafter.widths if width < num_nodes), num_nodes)
     if len(widths) == 1:
-        canvas, drafter_state, cache, new = decide(widths[0])
+        canvas, drafter_state, cache, new, decided = decide(widths[0])
     else:
         branches = [functools.partial(decide, width) for width in widths]
         chosen = jnp.sum(jnp.asarray(widths[:-1]) < _width_needed(state.canvas, proposal))
-        canvas, drafter_state, cache, new = jax.lax.switch(chosen, branches)
+        canvas, drafter_state, cache, new, decided = jax.lax.switch(chosen, branches)
     if new is not None:
         cache = method.cache.write(state.cache, *new)
-    return DecodeState(
+    record = record_of(state.canvas, canvas, proposal, decided) if recorded else None
+    after = DecodeState(
         canvas=canvas,
         cache=cache,
         drafter=drafter_state,
         stats=_count(state.stats, state.canvas, canvas, proposal),
         step=state.step + 1,
     )
+    return after, record
 
 
 def _check_kind(proposal: Proposal | Window, method: Method) -> None:
@@ -107,7 +135,7 @@ def _walk(
     target: Target,
     method: Method,
     longest: int,
-) -> tuple[Canvas, Any, None, tuple[Any, Int[Array, "B"]]]:
+) -> tuple[Canvas, Any, None, tuple[Any, Int[Array, "B"]], Verdict]:
     """Scores a tree and commits the accepted path; what is to be cached is returned.
 
     It is written outside, once for all widths: within a branch XLA would copy the cache.
@@ -129,7 +157,8 @@ def _walk(
     # Token ids are never negative, so this adds nothing; but it makes the write wait for the
     # verdict. Without that XLA may write before the last read, and copies the whole cache first.
     start = canvas.length + jnp.minimum(verdict.tokens[:, 0], 0)
-    return committed, updated, None, (method.cache.select(output.rows, verdict.path), start)
+    new = method.cache.select(output.rows, verdict.path), start
+    return committed, updated, None, new, verdict
 
 
 def _fill(
@@ -140,7 +169,7 @@ def _fill(
     view: Any,
     target: Target,
     method: Method,
-) -> tuple[Canvas, Any, Any, None]:
+) -> tuple[Canvas, Any, Any, None, Guesses]:
     """Scores a window, commits the slots that the rule chooses, and caches the window's rows.
 
     Widths differ in how many rows they would cache, so that every width writes its own.
@@ -162,7 +191,8 @@ def _fill(
         cache = method.cache.write(state.cache, output.rows, window.first, window.num)
     else:
         cache = method.cache.put(state.cache, output.rows, window.slots)
-    return filled, updated, cache, None
+    asked = Guesses(open=window.open, tokens=candidates.tokens, logprob=candidates.logprob)
+    return filled, updated, cache, None, asked
 
 
 def _forward(
