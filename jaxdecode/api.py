@@ -26,6 +26,7 @@ from jaxdecode.results import Generation, collect, row_result, whole_texts
 from jaxdecode.sampling import noise
 from jaxdecode.sampling.stop import StopFilter
 from jaxdecode.template import start_of
+from jaxdecode.trace.recorder import Recorder, list_rows, make_trace
 from jaxdecode.zoo import explain as explain
 from jaxdecode.zoo import methods as methods
 
@@ -48,6 +49,7 @@ def generate(
     batch_size: int = DEFAULT_BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
     memory: dict | None = None,
+    trace: bool = False,
     **options: Any,
 ) -> Generation:
     """Generates n continuations of every prompt.
@@ -65,6 +67,8 @@ def generate(
         progress: called with the number of new tokens after every few steps.
         memory: where methods keep what they learned; pass the same dict with the next prompts of
             the same model. It changes speed, never tokens.
+        trace: record what every step proposed and what became of it (`out.trace`,
+            `out.save_trace(path)`, `out.show()`). Slower: the host takes one step at a time.
         **options: fields of `jaxdecode.options.Options` (max_new_tokens, temperature, top_k,
             top_p, min_p, repetition_penalty, logit_bias, stop, stop_tokens, ignore_eos, seed) and
             options of the method (`explain` lists them).
@@ -79,13 +83,20 @@ def generate(
     seeds = [seed for seed in chosen.seeds(len(prompts)) for _ in range(n)]
     keys = [noise.row_key(seeds[i], row, sample=i % n) for i, row in enumerate(rows)]
     engine = _engine(lm, choice, draft, heads)
+    if trace:
+        _check_one_text(engine, choice, "so it cannot be traced")
     if choice.entry.policy is None:
         if memory is not None:
             engine.memory = memory.get(choice)
-        out = _decode(lm, engine, rows, keys, chosen, batch_size, progress)
+        steps = {} if trace else None
+        out = _decode(lm, engine, rows, keys, chosen, batch_size, progress, steps)
         if memory is not None:
             memory[choice] = engine.memory
-        return out
+        if steps is None:
+            return out
+        texts = list_rows(rows, seeds, n, out, steps)
+        made = make_trace(lm.name, lm.tokenizer, choice, chosen, texts)
+        return dataclasses.replace(out, trace=made)
     assert draft is not None
     small = _engine(draft, resolve.split("ar", {})[1], None)
     writers = _writer(lm, engine, keys, batch_size), _writer(draft, small, keys, batch_size)
@@ -167,8 +178,9 @@ def _decode(
     chosen: Options,
     batch_size: int,
     progress: Callable[[int], None] | None,
+    steps: dict[int, list] | None = None,
 ) -> Generation:
-    """Runs the loop over all rows, batch after batch."""
+    """Runs the loop over all rows, batch after batch; `steps` is given each row's, if there."""
     # Neighbours of like length waste the least padding; results do not depend on it.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     results: dict[int, tuple] = {}
@@ -177,12 +189,15 @@ def _decode(
         batch = [rows[i] for i in members]
         keys = [row_keys[i] for i in members]
         last = None
-        for last in _run(lm, engine, batch, keys, chosen, None):
+        recorder = None if steps is None else Recorder([start_of(row) for row in batch])
+        for last in _run(lm, engine, batch, keys, chosen, None, recorder and recorder.watch):
             if progress is not None:
                 progress(_num_new(last, batch))
         assert last is not None
         for b, i in enumerate(members):
             results[i] = row_result(lm.tokenizer, last, b, start_of(batch[b]), chosen)
+        if steps is not None and recorder is not None:
+            steps |= zip(members, recorder.steps, strict=True)
     return collect([results[i] for i in range(len(rows))])
 
 
@@ -214,11 +229,14 @@ def stream(
     chosen, choice = resolve.split(method, options)
     tokens = tokenize(prompt, lm.tokenizer, lm.config)
     engine = _engine(lm, choice, draft, heads)
-    if engine.method.drafter.outputs is not None or choice.entry.policy is not None:
-        raise InputError(
-            f"method {method!r} does not write token by token, so it cannot stream; use generate."
-        )
+    _check_one_text(engine, choice, "so it cannot stream; use generate")
     return _stream(lm, tokens, engine, chosen, on_finish)
+
+
+def _check_one_text(engine: engines.Engine, choice: resolve.Choice, so: str) -> None:
+    """Refuses methods that call the loop by pieces, or write elsewhere than on the canvas."""
+    if engine.method.drafter.outputs is not None or choice.entry.policy is not None:
+        raise InputError(f"method {choice.name!r} does not write token by token, {so}.")
 
 
 def _stream(lm, tokens, engine, options, on_finish) -> Iterator[str]:
@@ -325,7 +343,7 @@ def _draft_weights(lm: LanguageModel, draft: LanguageModel) -> DraftWeights:
     return DraftWeights(draft.params, *(vocab.match(*sides) or ()))
 
 
-def _run(lm, engine, prompts, keys, options, steps) -> Iterator[engines.Snapshot]:
+def _run(lm, engine, prompts, keys, options, steps, watch=None) -> Iterator[engines.Snapshot]:
     request = make_request(
         options,
         keys,
@@ -336,7 +354,7 @@ def _run(lm, engine, prompts, keys, options, steps) -> Iterator[engines.Snapshot
     )
     costs.with_prices(engine, request, engines.slots_of(engine, prompts, options.max_new_tokens))
     steps = steps or itertools.repeat(STEPS_PER_CALL)
-    return engines.run(engine, request, prompts, options.max_new_tokens, steps)
+    return engines.run(engine, request, prompts, options.max_new_tokens, steps, watch)
 
 
 def _stream_steps() -> Iterator[int]:

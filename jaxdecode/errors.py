@@ -13,6 +13,10 @@ class UnknownNameError(InputError):
     """A model or method name is not known; the message lists near matches."""
 
 
+class TraceError(InputError):
+    """A trace is damaged, truncated, of another version, or disagrees with itself."""
+
+
 class UnsupportedError(JaxdecodeError, NotImplementedError):
     """The combination asked for is valid but not supported; nothing was downgraded silently."""
 

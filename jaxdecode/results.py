@@ -2,12 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from jaxdecode.convert.tokenizer import Tokenizer
 from jaxdecode.core.types import FINISH_REASONS
 from jaxdecode.engine import Snapshot
+from jaxdecode.errors import InputError
 from jaxdecode.options import Options
 from jaxdecode.sampling.stop import cut_text
+from jaxdecode.trace import files
+from jaxdecode.trace.steps import Trace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,7 @@ class Generation:
         steps: step of the row at which each new token was committed, from 0.
         alternatives: all texts of a row, best first, of methods that write several at once; the
             other fields then tell of the best. Empty for every other method.
+        trace: what happened in every step, if it was asked for.
     """
 
     texts: list[str | None]
@@ -75,12 +81,27 @@ class Generation:
     stats: list[RowStats]
     steps: list[list[int]]
     alternatives: list[list[Alternative]]
+    trace: Trace | None = None
+
+    def save_trace(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the trace as JSON lines, which `jaxdecode show` reads; it appears whole.
+
+        Raises:
+            InputError: there is no trace, or the file cannot be written.
+            DestinationExistsError: the file exists and `overwrite` is not set.
+        """
+        files.save(self._traced(), path, overwrite=overwrite)
+
+    def _traced(self) -> Trace:
+        if self.trace is None:
+            raise InputError("this generation has no trace; call generate(..., trace=True).")
+        return self.trace
 
 
 def collect(rows: Sequence[tuple]) -> Generation:
     """One `Generation` from the results of its rows."""
-    names = [field.name for field in dataclasses.fields(Generation)]
-    columns = map(list, zip(*rows, strict=True))
+    names = [field.name for field in dataclasses.fields(Generation) if field.name != "trace"]
+    columns: Any = map(list, zip(*rows, strict=True))
     return Generation(**dict(zip(names, columns, strict=True)))
 
 

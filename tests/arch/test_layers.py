@@ -29,6 +29,7 @@ RANKS = {
     "template": 6.5,
     "options": 7,
     "engine": 7,
+    "trace": 7.5,
     "results": 8,
     "resolve": 8,
     "costs": 8,
