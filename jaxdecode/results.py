@@ -11,7 +11,7 @@ from jaxdecode.engine import Snapshot
 from jaxdecode.errors import InputError
 from jaxdecode.options import Options
 from jaxdecode.sampling.stop import cut_text
-from jaxdecode.trace import files
+from jaxdecode.trace import files, notebook
 from jaxdecode.trace.steps import Trace
 
 
@@ -91,6 +91,15 @@ class Generation:
             DestinationExistsError: the file exists and `overwrite` is not set.
         """
         files.save(self._traced(), path, overwrite=overwrite)
+
+    def show(self, other: "Generation | None" = None) -> None:
+        """Shows the trace in a notebook; with another generation, both side by side.
+
+        Raises:
+            InputError: there is no trace.
+            UnsupportedError: this is no notebook.
+        """
+        notebook.show([part._traced() for part in (self, other) if part is not None])
 
     def _traced(self) -> Trace:
         if self.trace is None:

@@ -92,6 +92,8 @@ def test_methods_that_write_elsewhere_are_refused(name):
 def test_without_a_trace_there_is_nothing_to_save(tmp_path):
     with pytest.raises(InputError, match="has no trace"):
         generate("ar").save_trace(tmp_path / "out.jsonl")
+    with pytest.raises(InputError, match="has no trace"):
+        generate("ar").show()
 
 
 TREE = [
