@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from tyro.conf import UseAppendAction, arg
@@ -21,7 +22,7 @@ from jaxdecode.cli.common import (
     show_progress,
     use_compile_cache,
 )
-from jaxdecode.cli.output import open_output, progress_bar, record
+from jaxdecode.cli.output import check_output, open_output, progress_bar, record
 from jaxdecode.cli.prompts import PromptLine, read_prompts, tokenize_all
 from jaxdecode.cli.sharing import Coordinator, JoinTimeout, Processes, ProcessId
 from jaxdecode.errors import InputError
@@ -50,6 +51,10 @@ OnError = Annotated[
 _PROMPTS_HELP = (
     'JSONL file, or - for stdin. Each line is an object with one of "prompt": text, '
     '"messages": [{"role": ..., "content": ...}, ...] and "tokens": [...], and perhaps "seed".'
+)
+_TRACE_HELP = (
+    "Write what happened in every step to this file, for `jaxdecode show`. Slower: the host takes "
+    "one step at a time."
 )
 
 
@@ -114,6 +119,7 @@ class Generate:
     stream: Flag = False
     """Print the text of the one prompt while it is made."""
     out: Annotated[_File, arg(metavar="FILE_OR_FOLDER", help=_OUT_HELP)] = None
+    trace: Annotated[_File, arg(metavar="FILE", help=_TRACE_HELP)] = None
     overwrite: Overwrite = False
     on_error: OnError = None
     processes: Processes = None
@@ -164,6 +170,10 @@ class Generate:
             raise InputError("--logprobs are part of the JSON lines; add --json.")
         if self.stream and (self.json or self.out is not None):
             raise InputError("--stream prints plain text to stdout; leave out --json and --out.")
+        if self.stream and self.trace is not None:
+            raise InputError("--trace is of whole results; leave out --stream.")
+        if self.trace is not None:
+            check_output(Path(self.trace).expanduser(), self.overwrite, "--trace")
 
     def _check_stream(self, lines: list[PromptLine]) -> None:
         if self.stream and (len(lines) != 1 or self.n != 1):
@@ -223,6 +233,7 @@ class Generate:
     ) -> None:
         prompts = tokenize_all(lm, lines)
         done, begin, num_tokens = 0, time.perf_counter(), 0
+        traces = []
         for first, batch in _sliced(prompts, max(self.batch_size // self.n, 1)):
             last = first + len(batch)
             title = f"prompts {first + 1} to {last} of {len(lines)}"
@@ -234,6 +245,9 @@ class Generate:
                 self._write(result, row, done, len(lines) * self.n, out)
                 done += 1
             num_tokens += sum(stats.num_tokens for stats in result.stats)
+            traces.append(result.trace)
+        if self.trace is not None:
+            _save_trace(traces, self.trace, self.overwrite)
         if not self.json:
             seconds = time.perf_counter() - begin
             note(f"{num_tokens} tokens in {seconds:.1f} s ({num_tokens / seconds:.1f} per second)")
@@ -258,6 +272,7 @@ class Generate:
             n=self.n,
             batch_size=self.batch_size,
             progress=progress,
+            trace=self.trace is not None,
             **options,
         )
 
@@ -299,6 +314,12 @@ class Generate:
             # Also after Ctrl-C, so that what is said next stands on its own line.
             print(file=out, flush=True)
         note(_stream_stats(finished[0].stats[0].num_tokens, begin, first or time.perf_counter()))
+
+
+def _save_trace(traces: list, path: str, overwrite: bool) -> None:
+    from jaxdecode.trace import files, steps
+
+    files.save(steps.joined(traces), path, overwrite=overwrite)
 
 
 def _sliced(items: list, size: int) -> Iterator[tuple[int, list]]:

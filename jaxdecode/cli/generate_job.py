@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Fields of the command that do not change the results, besides those of sharing.
 _NO_SETTINGS = (
     *("prompt", "message", "batch_size", "mesh", "attention", "json", "stream", "out"),
-    *("on_error", "overwrite", "progress", "accept_terms", "debug"),
+    *("on_error", "overwrite", "progress", "accept_terms", "debug", "trace"),
 )
 
 
@@ -75,6 +75,11 @@ def run(command: "Generate") -> int:
 
 
 def _check(command: "Generate") -> None:
+    if command.trace is not None:
+        raise InputError(
+            f"--trace {command.trace} is for results that one process writes; with a folder as "
+            "--out leave it out."
+        )
     if command.prompts is None or command.prompts == "-":
         raise InputError(f"--out {command.out} is a folder; that takes --prompts FILE.")
     if command.overwrite:

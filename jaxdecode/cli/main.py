@@ -35,6 +35,7 @@ from jaxdecode.cli.merge import Merge
 from jaxdecode.cli.methods import Methods
 from jaxdecode.cli.models import Models
 from jaxdecode.cli.plan import Plan
+from jaxdecode.cli.show import Show
 from jaxdecode.cli.train import Train
 from jaxdecode.cli.tree import Tree
 from jaxdecode.cli.verify import Verify
@@ -50,6 +51,7 @@ _DESCRIPTION = (
 Command = (
     Annotated[Generate, subcommand("generate")]
     | Annotated[Merge, subcommand("merge")]
+    | Annotated[Show, subcommand("show")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Models, subcommand("models")]
     | Annotated[Inspect, subcommand("inspect")]

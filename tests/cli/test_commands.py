@@ -10,7 +10,7 @@ from jaxdecode.errors import CheckpointError
 
 COMMANDS = (
     "generate", "merge", "convert", "models", "inspect", "verify", "methods", "bench", "exactness",
-    "plan", "tree", "distill", "train", "doctor", "completion",
+    "plan", "tree", "distill", "train", "doctor", "completion", "show",
 )  # fmt: skip
 
 
