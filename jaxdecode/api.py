@@ -10,18 +10,21 @@ import numpy as np
 
 from jaxdecode import costs, resolve, template
 from jaxdecode import engine as engines
+from jaxdecode.constraints.matcher import checked, matchers
+from jaxdecode.constraints.rules import ANYTHING, Rule
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert import vocab
 from jaxdecode.convert.heads import Heads as Heads
 from jaxdecode.convert.heads import load_heads as load_heads
 from jaxdecode.convert.tokenizer import TextStream
+from jaxdecode.core.entry import CONSTRAINTS
 from jaxdecode.core.protocols import DraftWeights, Models, Writer
 from jaxdecode.dist.mesh import describe
 from jaxdecode.errors import InputError
 from jaxdecode.language_model import LanguageModel as LanguageModel
 from jaxdecode.language_model import from_params as from_params
 from jaxdecode.language_model import load as load
-from jaxdecode.options import Options, Prompt, make_request, tokenize
+from jaxdecode.options import Options, Prompt, ends, make_request, tokenize
 from jaxdecode.results import Generation, collect, row_result, whole_texts
 from jaxdecode.sampling import noise
 from jaxdecode.sampling.stop import StopFilter
@@ -70,8 +73,8 @@ def generate(
         trace: record what every step proposed and what became of it (`out.trace`,
             `out.save_trace(path)`, `out.show()`). Slower: the host takes one step at a time.
         **options: fields of `jaxdecode.options.Options` (max_new_tokens, temperature, top_k,
-            top_p, min_p, repetition_penalty, logit_bias, stop, stop_tokens, ignore_eos, seed) and
-            options of the method (`explain` lists them).
+            top_p, min_p, repetition_penalty, logit_bias, stop, stop_tokens, ignore_eos, seed,
+            json_schema, regex, grammar) and options of the method (`explain` lists them).
 
     Raises:
         InputError: a prompt or an option is unusable; the message names it.
@@ -82,6 +85,7 @@ def generate(
     rows = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed for seed in chosen.seeds(len(prompts)) for _ in range(n)]
     keys = [noise.row_key(seeds[i], row, sample=i % n) for i, row in enumerate(rows)]
+    forms = [rule for rule in chosen.rules(len(prompts)) for _ in range(n)]
     engine = _engine(lm, choice, draft, heads)
     if trace:
         _check_one_text(engine, choice, "so it cannot be traced")
@@ -89,7 +93,7 @@ def generate(
         if memory is not None:
             engine.memory = memory.get(choice)
         steps = {} if trace else None
-        out = _decode(lm, engine, rows, keys, chosen, batch_size, progress, steps)
+        out = _decode(lm, engine, rows, keys, chosen, batch_size, progress, forms, steps)
         if memory is not None:
             memory[choice] = engine.memory
         if steps is None:
@@ -136,7 +140,7 @@ def infill(
     Raises:
         InputError: a template or an option is unusable; the message names it.
     """
-    for name in ("max_new_tokens", "stop", "stop_tokens", "ignore_eos"):
+    for name in ("max_new_tokens", "stop", "stop_tokens", "ignore_eos", *CONSTRAINTS):
         if name in options:
             raise InputError(
                 f"{name} is not for templates, which say where they end; leave it out."
@@ -178,9 +182,13 @@ def _decode(
     chosen: Options,
     batch_size: int,
     progress: Callable[[int], None] | None,
+    forms: Sequence[Rule | None] = (),
     steps: dict[int, list] | None = None,
 ) -> Generation:
-    """Runs the loop over all rows, batch after batch; `steps` is given each row's, if there."""
+    """Runs the loop over all rows, batch after batch.
+
+    `forms` are the rows' constraints; `steps` is given what each row's steps did, if it is there.
+    """
     # Neighbours of like length waste the least padding; results do not depend on it.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     results: dict[int, tuple] = {}
@@ -189,8 +197,10 @@ def _decode(
         batch = [rows[i] for i in members]
         keys = [row_keys[i] for i in members]
         last = None
+        asked = [forms[i] for i in members] if forms else ()
         recorder = None if steps is None else Recorder([start_of(row) for row in batch])
-        for last in _run(lm, engine, batch, keys, chosen, None, recorder and recorder.watch):
+        watch = recorder and recorder.watch
+        for last in _run(lm, engine, batch, keys, chosen, None, asked, watch):
             if progress is not None:
                 progress(_num_new(last, batch))
         assert last is not None
@@ -243,7 +253,7 @@ def _stream(lm, tokens, engine, options, on_finish) -> Iterator[str]:
     text, held = TextStream(lm.tokenizer), StopFilter(options.stop)
     sent, last = len(tokens), None
     keys = [noise.row_key(seed, tokens) for seed in options.seeds(1)]
-    for last in _run(lm, engine, [tokens], keys, options, _stream_steps()):
+    for last in _run(lm, engine, [tokens], keys, options, _stream_steps(), options.rules(1)):
         new = last.new_tokens(0, sent)
         sent += len(new)
         if piece := held.push(text.push(new.tolist())):
@@ -279,7 +289,10 @@ def warmup(
         **options: options that will be switched on (top_p, stop, ...): each set of features is a
             program of its own; values do not matter.
     """
-    chosen, choice = resolve.split(method, {**options, "ignore_eos": True})
+    # A constrained text has to end where its constraint says.
+    if all(options.get(name) is None for name in CONSTRAINTS):
+        options["ignore_eos"] = True
+    chosen, choice = resolve.split(method, options)
     if choice.entry.policy is not None:
         raise InputError(
             f"method {method!r} runs two models by turns; warm up each of them with method='ar'."
@@ -293,7 +306,8 @@ def warmup(
         keys = [noise.row_key(0, [0])] * batch
         for length, new in sizes:
             asked = dataclasses.replace(chosen, max_new_tokens=new)
-            for _ in _run(lm, engine, [[0] * length] * batch, keys, asked, iter([1])):
+            rows, forms = [[0] * length] * batch, [rule and ANYTHING for rule in asked.rules(1)]
+            for _ in _run(lm, engine, rows, keys, asked, iter([1]), forms * batch):
                 pass
 
 
@@ -343,7 +357,12 @@ def _draft_weights(lm: LanguageModel, draft: LanguageModel) -> DraftWeights:
     return DraftWeights(draft.params, *(vocab.match(*sides) or ()))
 
 
-def _run(lm, engine, prompts, keys, options, steps, watch=None) -> Iterator[engines.Snapshot]:
+def _run(
+    lm, engine, prompts, keys, options, steps, forms=(), watch=None
+) -> Iterator[engines.Snapshot]:
+    """Runs one batch; `forms` are its rows' constraints, `watch` is told of every step."""
+    asked = lm.tokenizer, lm.config.vocab_size, ends(options, lm.end_tokens)
+    grammars = matchers(forms, *asked, fills=engine.method.commit is not None)
     request = make_request(
         options,
         keys,
@@ -351,10 +370,12 @@ def _run(lm, engine, prompts, keys, options, steps, watch=None) -> Iterator[engi
         tokenizer=lm.tokenizer,
         config=lm.config,
         end_tokens=lm.end_tokens,
+        matchers=grammars,
     )
     costs.with_prices(engine, request, engines.slots_of(engine, prompts, options.max_new_tokens))
     steps = steps or itertools.repeat(STEPS_PER_CALL)
-    return engines.run(engine, request, prompts, options.max_new_tokens, steps, watch)
+    snapshots = engines.run(engine, request, prompts, options.max_new_tokens, steps, watch)
+    return checked(snapshots, grammars)
 
 
 def _stream_steps() -> Iterator[int]:

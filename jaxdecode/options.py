@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdecode import checks
+from jaxdecode.constraints import rules
+from jaxdecode.constraints.rules import Rule
 from jaxdecode.convert.tokenizer import Tokenizer
+from jaxdecode.core.entry import CONSTRAINTS
+from jaxdecode.core.grammar import Matcher, register
 from jaxdecode.core.types import Request, Sampling
 from jaxdecode.errors import InputError
 from jaxdecode.models.config import ModelConfig
@@ -38,6 +42,10 @@ class Options:
         stop_tokens: token ids that end a row besides the model's own end tokens.
         ignore_eos: do not stop at the model's own end tokens.
         seed: one seed for all prompts, or one per prompt.
+        json_schema: every text is JSON that this schema accepts; a dict, or a list with one (or
+            None) per prompt.
+        regex: every text matches this expression as a whole; text, or likewise a list.
+        grammar: every text is derived from `start` of this Lark grammar; likewise.
     """
 
     max_new_tokens: int = 128
@@ -51,6 +59,9 @@ class Options:
     stop_tokens: Sequence[int] = ()
     ignore_eos: bool = False
     seed: int | Sequence[int] = 0
+    json_schema: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None
+    regex: str | Sequence[str | None] | None = None
+    grammar: str | Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
@@ -66,6 +77,14 @@ class Options:
             object.__setattr__(self, "stop", (self.stop,))
         for seed in self.seeds(1) if isinstance(self.seed, int) else self.seed:
             checks.integer("seed", seed, low=-(2**63), high=2**63 - 1)
+        rules.check(self._constraints())
+
+    def _constraints(self) -> dict[str, Any]:
+        return {kind: getattr(self, kind) for kind in CONSTRAINTS}
+
+    def rules(self, num_prompts: int) -> list[Rule | None]:
+        """What each prompt's text must look like; None where it may be anything."""
+        return rules.read(self._constraints(), num_prompts)
 
     def seeds(self, num_prompts: int) -> list[int]:
         """One seed per prompt."""
@@ -135,10 +154,12 @@ def make_request(
     tokenizer: Tokenizer | None,
     config: ModelConfig,
     end_tokens: Sequence[int] = (),
+    matchers: Sequence[Matcher | None] = (),
 ) -> Request:
     """Options of one batch as arrays; rows past those with a key are padding.
 
-    `end_tokens` are the model's own; `ignore_eos` leaves them out.
+    `end_tokens` are the model's own; `ignore_eos` leaves them out. `matchers` are the rows'
+    grammars; whoever made them keeps them alive.
     """
     keys = np.zeros((batch, 2), np.uint32)
     keys[: len(row_keys)] = row_keys
@@ -150,7 +171,17 @@ def make_request(
         sampling=_sampling(options, batch, config),
         stop_tokens=jnp.asarray(_stop_tokens(options, end_tokens, config), jnp.int32),
         stop_table=stop_table,
+        grammar=_numbers(matchers, batch),
     )
+
+
+def _numbers(matchers: Sequence[Matcher | None], batch: int):
+    if not any(matchers):
+        return None
+    numbers = np.zeros(batch, np.int32)
+    for row, matcher in enumerate(matchers):
+        numbers[row] = 0 if matcher is None else register(matcher)
+    return jnp.asarray(numbers)
 
 
 @functools.lru_cache(maxsize=8)
@@ -183,9 +214,14 @@ def _bias(bias: Mapping[int, float] | None, config: ModelConfig):
     return jnp.asarray(row)
 
 
-def _stop_tokens(options: Options, end_tokens: Sequence[int], config: ModelConfig) -> list[int]:
+def ends(options: Options, end_tokens: Sequence[int]) -> list[int]:
+    """Tokens that end a row: the model's own, unless they are ignored, and the caller's."""
     own = () if options.ignore_eos else end_tokens
-    tokens = list(dict.fromkeys([*own, *options.stop_tokens]))
+    return list(dict.fromkeys([*own, *options.stop_tokens]))
+
+
+def _stop_tokens(options: Options, end_tokens: Sequence[int], config: ModelConfig) -> list[int]:
+    tokens = ends(options, end_tokens)
     for token in tokens:
         checks.integer("stop token id", token, low=0, high=config.vocab_size - 1)
     if len(tokens) > NUM_STOP_TOKENS:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxdecode.core.entry import Entry
+from jaxdecode.core.entry import CONSTRAINTS, Entry
 from jaxdecode.core.protocols import Cache, Method, Model, Models, Verifier, Weights
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError, UnknownNameError, near_matches
@@ -93,7 +93,8 @@ def _refuse(name: str, entry: Entry, asked: Options) -> None:
     default = Options()
     for field in entry.refuses:
         value = getattr(asked, field)
-        is_empty = isinstance(value, Sized) and not len(value)
+        # An empty schema still asks for JSON.
+        is_empty = isinstance(value, Sized) and not len(value) and field not in CONSTRAINTS
         if value != getattr(default, field) and not is_empty:
             raise InputError(
                 f"method {name!r} cannot honour {field}={value!r}; leave {field} out, or use "

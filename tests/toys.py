@@ -189,6 +189,55 @@ def spelling(folder) -> api.LanguageModel:
     return api.from_params(built, params(built), tokenizer=load_tokenizer(folder))
 
 
+def writing(folder) -> api.LanguageModel:
+    """A random model whose tokens are bytes, some longer pieces and an end token, in `folder`."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        '{ "',
+        '" :',
+        'Ġ "',
+        '" ,',
+        "n a",
+        "m e",
+        "na me",
+        "t r",
+        "u e",
+        "tr ue",
+        "1 2",
+        "[ ]",
+    ]
+    pieces = [*letters, *(merge.replace(" ", "") for merge in merges)]
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    library = tokenizers.Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, pairs))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens(["<|end|>"])
+    library.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    # A few rows more than the tokenizer has tokens, as many checkpoints have.
+    built = config(vocab_size=len(pieces) + 1 + 7)
+    return api.from_params(built, params(built), tokenizer=load_tokenizer(folder))
+
+
+def reading(tokenizer) -> api.LanguageModel:
+    """A random model for a tokenizer."""
+    built = config(vocab_size=tokenizer.vocab_size)
+    return api.from_params(built, params(built), tokenizer=tokenizer)
+
+
+def twin(lm: api.LanguageModel) -> api.LanguageModel:
+    """Another random model of the same sizes and vocabulary: a draft model."""
+    return api.from_params(lm.config, params(lm.config, 5), name="twin", tokenizer=lm.tokenizer)
+
+
+def filling(folder) -> api.LanguageModel:
+    """A random model that fills slots, with the tokenizer of `writing`."""
+    lm = writing(folder)
+    mask = Denoiser(mask_token=lm.config.vocab_size - 1)
+    built = dataclasses.replace(lm.config, denoiser=mask)
+    return api.from_params(built, lm.params, tokenizer=lm.tokenizer)
+
+
 @contextlib.contextmanager
 def count_compilations():
     """A list that grows with every program compiled inside the block, or read from disk."""

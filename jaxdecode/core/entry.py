@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+# Options that constrain a text. Methods that write several texts at once, or slots in any order,
+# cannot honour them.
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+
 
 class Entry(NamedTuple):
     """One method.

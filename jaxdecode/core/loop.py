@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxdecode.core import masks
+from jaxdecode.core import grammar, masks
 from jaxdecode.core.commit import commit, fill
 from jaxdecode.core.protocols import Method, Target, TargetOutput, Weights
 from jaxdecode.core.record import Guesses, Record, record_of
@@ -147,7 +147,8 @@ def _walk(
     entering = proposal.tokens if proposal.superposed is None else proposal.superposed.blend
     output = _forward(weights, proposal, entering, program, view, target, method)
     logits = target.logits(weights.target, output.hidden)
-    output = dataclasses.replace(output, logits=logits)
+    allowed = grammar.masks(request, canvas, proposal, logits.shape[-1])
+    output = dataclasses.replace(output, logits=logits, allowed=allowed)
     verdict = method.verifier.verify(weights, request, canvas, proposal, output)
     committed = commit(request, canvas, verdict, state.stats.nfe)
     updated = method.drafter.update(
@@ -178,11 +179,15 @@ def _fill(
     program = masks.window_program(window)
     output = _forward(weights, window, window.tokens, program, view, target, method)
     hidden = jnp.take_along_axis(output.hidden, window.scored[:, :, None], axis=1)
-    output = dataclasses.replace(output, logits=target.logits(weights.target, hidden))
+    logits = target.logits(weights.target, hidden)
+    allowed = grammar.fits(request, state.canvas, window, logits.shape[-1])
+    output = dataclasses.replace(output, logits=logits, allowed=allowed)
     candidates = method.verifier.verify(weights, request, state.canvas, window, output)
     if method.drafter.focus is not None:
         window = method.drafter.focus(state.drafter, request, window, candidates)
     decision = method.commit.select(weights, request, state.canvas, window, candidates)
+    chosen = grammar.together(request, state.canvas, window, candidates, decision.commit)
+    decision = dataclasses.replace(decision, commit=chosen)
     filled = fill(request, state.canvas, window, candidates, decision, state.stats.nfe)
     updated = method.drafter.update(
         weights, state.drafter, request, filled, window, candidates, output

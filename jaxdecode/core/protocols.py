@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from jaxdecode.core.types import pytree
 
@@ -61,12 +61,15 @@ class TargetOutput:
         rows: keys and values of the new rows; nothing was written.
         taps: hidden states by name: "embed", "layer.I" (output of block I), "final".
         logits: float32 scores of every row; None where nobody asked for them.
+        allowed: tokens that a grammar lets follow each node, or fit each slot of a window, packed
+            (`core.grammar`); None without.
     """
 
     hidden: Float[Array, "B T D"]
     rows: Rows
     taps: dict[str, Float[Array, "B T D"]]
     logits: Float[Array, "B T V"] | None = None
+    allowed: UInt32[Array, "B T M"] | None = None
 
 
 class Target(NamedTuple):

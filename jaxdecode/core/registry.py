@@ -6,7 +6,7 @@ Everything in the table is tested by tests/contract; nothing outside it exists.
 
 from types import MappingProxyType
 
-from jaxdecode.core.entry import Entry
+from jaxdecode.core.entry import CONSTRAINTS, Entry
 from jaxdecode.core.registry_fill import FILL
 
 METHODS = {
@@ -93,7 +93,15 @@ METHODS = {
         source="arXiv:2405.18400",
         tier="lab",
         summary="several texts of a prompt from one forward pass per token",
-        refuses=("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop"),
+        refuses=(
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "stop",
+            *CONSTRAINTS,
+        ),
     ),
     "draft_model": Entry(
         drafter="draft_model",
@@ -166,6 +174,12 @@ METHODS = {
         needs=("draft",),
         options=MappingProxyType({"children": "greedy"}),
     ),
+    "forced": Entry(
+        drafter="forced",
+        tree="chain",
+        source="-",
+        summary="drafts what a grammar allows no other way, and else what prompt_lookup copies",
+    ),
     "auto": Entry(
         drafter="auto",
         tree="chain or static",
@@ -202,7 +216,7 @@ METHODS = {
         tier="lab",
         summary="a small model writes step by step, and the target judges each by one digit",
         needs=("draft", "tokenizer"),
-        refuses=("stop",),
+        refuses=("stop", *CONSTRAINTS),
         policy="specreason",
     ),
     "typical_acceptance": Entry(

@@ -3,11 +3,19 @@
 from functools import partial
 from types import MappingProxyType
 
-from jaxdecode.core.entry import Entry
+from jaxdecode.core.entry import CONSTRAINTS, Entry
 
+# Grammars are followed from left to right; over a canvas, an expression is an automaton.
+UNORDERED = ("json_schema", "grammar")
 # What most lines have in common; a line says what is different.
 _Line = partial(
-    Entry, drafter="denoise", tree="window", verifier="denoise", level="L3", reference="llada"
+    Entry,
+    drafter="denoise",
+    tree="window",
+    verifier="denoise",
+    level="L3",
+    reference="llada",
+    refuses=UNORDERED,
 )
 
 FILL = {
@@ -58,6 +66,7 @@ FILL = {
     ),
     "edlm": _Line(
         verifier="energy",
+        refuses=CONSTRAINTS,
         commit="ancestral",
         reference="mdlm",
         source="arXiv:2410.21357",
@@ -172,7 +181,7 @@ FILL = {
         source="arXiv:2505.05755",
         summary="inserts one token per pass, wherever in the text one is most wanted",
         needs=("insertions",),
-        refuses=("stop", "stop_tokens"),
+        refuses=("stop", "stop_tokens", *CONSTRAINTS),
     ),
     "freedave": _Line(
         drafter="freedave",
@@ -181,7 +190,7 @@ FILL = {
         level="L0",
         source="arXiv:2510.00294",
         summary="the tokens of llada: tries its next steps at once and takes those that are right",
-        refuses=("repetition_penalty",),
+        refuses=("repetition_penalty", *CONSTRAINTS),
     ),
     "any_subset": _Line(
         drafter="any_subset",
@@ -193,7 +202,7 @@ FILL = {
         source="arXiv:2504.20456",
         summary="one slot per pass in a fixed order, each told by those before it",
         options=MappingProxyType({"num_draft": 0}),
-        refuses=("repetition_penalty",),
+        refuses=("repetition_penalty", *CONSTRAINTS),
     ),
     "assd": _Line(
         drafter="any_subset",
@@ -204,7 +213,7 @@ FILL = {
         reference="any_subset",
         source="arXiv:2504.20456",
         summary="the law of any_subset: drafts the next slots of the order and tests all at once",
-        refuses=("repetition_penalty",),
+        refuses=("repetition_penalty", *CONSTRAINTS),
     ),
     "learn2pd": _Line(
         commit="learn2pd",

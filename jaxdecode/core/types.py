@@ -61,12 +61,15 @@ class Request:
         sampling: the law to draw from.
         stop_tokens: token ids that end a row; -1 is padding.
         stop_table: automaton over tokens that recognises stop strings (`sampling.stop`), or None.
+        grammar: number of each row's matcher (`core.grammar`), 0 for rows without one; None if no
+            row has one.
     """
 
     key: UInt32[Array, "B 2"]
     sampling: Sampling
     stop_tokens: Int[Array, "E"]
     stop_table: Int16[Array, "Q V"] | None = None
+    grammar: Int[Array, "B"] | None = None
 
 
 @pytree

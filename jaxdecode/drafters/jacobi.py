@@ -58,7 +58,7 @@ def make(config: Config, models: Models) -> Drafter:
         num_committed = verdict.num_accepted + 1
         # A row that ended early is off by some places; nobody reads its guesses.
         position = (canvas.length - num_committed)[:, None] + proposal.depth + 1
-        drawn = guess.tokens(request, output.logits, position)
+        drawn = guess.tokens(request, output.logits, position, allowed=output.allowed)
 
         def row(tokens, length, drawn, num_committed):
             source = num_committed + jnp.arange(window, dtype=jnp.int32)

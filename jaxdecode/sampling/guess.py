@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxdecode.core.types import Canvas, Request
 from jaxdecode.sampling import noise, warp
@@ -20,6 +20,7 @@ def tokens(
     logits: Float[Array, "B N V"],
     position: Int[Array, "B N"],
     seen: Bool[Array, "B V"] | None = None,
+    allowed: UInt32[Array, "B N M"] | None = None,
 ) -> Int[Array, "B N"]:
     """The token that scores and noise give at each position.
 
@@ -28,20 +29,21 @@ def tokens(
         logits: scores, before the warp.
         position: absolute position of the tokens to draw.
         seen: tokens already in each row, for the repetition penalty; None leaves the penalty out.
+        allowed: tokens that a grammar allows at each, packed; None leaves the grammar out.
     """
     sampling = request.sampling
 
     def draw(with_noise: bool):
-        def node(row, position, key, sampling, seen):
+        def node(row, position, allowed, key, sampling, seen):
             gumbel = None
             if with_noise:
                 gumbel = noise.gumbel(key, position, purpose=noise.TOKEN, size=row.shape[0])
-            return warp.draw(row, sampling, seen, gumbel)
+            return warp.draw(row, sampling, seen, gumbel, allowed)
 
-        row = jax.vmap(node, in_axes=(0, 0, None, None, None))
+        row = jax.vmap(node, in_axes=(0, 0, 0, None, None, None))
         axes: Any = dataclasses.replace(jax.tree.map(lambda _: 0, sampling), logit_bias=None)
-        return jax.vmap(row, in_axes=(0, 0, 0, axes, 0))(
-            logits, position, request.key, sampling, seen
+        return jax.vmap(row, in_axes=(0, 0, 0, 0, axes, 0))(
+            logits, position, allowed, request.key, sampling, seen
         )
 
     sampled = jnp.any(sampling.temperature >= warp.GREEDY_BELOW)

@@ -1,14 +1,16 @@
 """The one warp: from a target's scores to the law that tokens are drawn from.
 
 Used by plain decoding, by drafters that record their law, and by verifiers, so that the three can
-never disagree. Order: repetition penalty, bias, temperature, top-k, top-p, min-p; in float32.
+never disagree. Order: repetition penalty, bias, grammar, temperature, top-k, top-p, min-p; in
+float32.
 Everything is written for one row.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxdecode.core import grammar
 from jaxdecode.core.types import Sampling
 
 # Below this a temperature means greedy; dividing by less overflows float32 scores.
@@ -16,7 +18,10 @@ GREEDY_BELOW = 1e-5
 
 
 def warp(
-    logits: Float[Array, "V"], sampling: Sampling, seen: Bool[Array, "V"] | None
+    logits: Float[Array, "V"],
+    sampling: Sampling,
+    seen: Bool[Array, "V"] | None,
+    allowed: UInt32[Array, "M"] | None = None,
 ) -> Float[Array, "V"]:
     """Unnormalised log-probabilities of one row's next token; -inf where excluded.
 
@@ -24,6 +29,7 @@ def warp(
         logits: scores of the target.
         sampling: this row's parameters (scalars where `Sampling` has a batch axis).
         seen: tokens already in the row, for the repetition penalty; None without one.
+        allowed: tokens that the row's grammar allows, packed; None without one.
     """
     scores = logits.astype(jnp.float32)
     if sampling.repetition_penalty is not None and seen is not None:
@@ -32,6 +38,8 @@ def warp(
         scores = jnp.where(seen, punished, scores)
     if sampling.logit_bias is not None:
         scores = scores + sampling.logit_bias
+    if allowed is not None:
+        scores = jnp.where(grammar.unpack(allowed, scores.shape[0]), scores, -jnp.inf)
     greedy = sampling.temperature < GREEDY_BELOW
     scores = scores / jnp.where(greedy, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
@@ -63,6 +71,7 @@ def draw(
     sampling: Sampling,
     seen: Bool[Array, "V"] | None,
     noise: Float[Array, "V"] | None,
+    allowed: UInt32[Array, "M"] | None = None,
 ) -> Int[Array, ""]:
     """One token of the warped law: argmax of scores plus Gumbel noise (ties to the lowest id).
 
@@ -71,8 +80,9 @@ def draw(
         sampling: this row's parameters.
         seen: tokens already in the row, or None.
         noise: Gumbel noise, ignored by greedy rows; None if all rows are greedy.
+        allowed: as for `warp`.
     """
-    scores = warp(logits, sampling, seen)
+    scores = warp(logits, sampling, seen, allowed)
     if noise is not None:
         scores = scores + jnp.where(sampling.temperature < GREEDY_BELOW, 0.0, noise)
     return jnp.argmax(scores).astype(jnp.int32)

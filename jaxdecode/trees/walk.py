@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxdecode.core.protocols import TargetOutput, Verifier, Weights
 from jaxdecode.core.types import Canvas, Draws, Proposal, Request, Sampling, SparseProbs, Verdict
@@ -102,7 +102,8 @@ def make(
         number = None if marks is None else marks(weights, request, canvas, proposal, output)
         num_children = proposal.max_children if reads_children else 0
         walk_row = functools.partial(_walk, rule, num_children)
-        return by_row(walk_row, request, canvas, proposal, output.logits, number)
+        scored = output.logits, output.allowed
+        return by_row(walk_row, request, canvas, proposal, *scored, number)
 
     def outcomes(scores, greedy, proposal, marks):
         num_children = proposal.max_children if reads_children else 0
@@ -167,6 +168,7 @@ def _walk(
     canvas: Canvas,
     proposal: Proposal,
     logits: Float[Array, "N V"],
+    allowed: UInt32[Array, "N M"] | None,
     marks: Float[Array, "N"] | None,
 ) -> Verdict:
     greedy = sampling.temperature < warp.GREEDY_BELOW
@@ -178,7 +180,7 @@ def _walk(
         node = jnp.argmax(here)
         row = logits[node]
         child = candidate & _below(proposal, here)
-        scores = warp.warp(row, sampling, seen)
+        scores = warp.warp(row, sampling, seen, None if allowed is None else allowed[node])
         scores = rule(_visit(num_children, scores, greedy, proposal, marks, node, child))
         if with_noise:
             position = canvas.length + depth + 1

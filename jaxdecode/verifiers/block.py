@@ -17,7 +17,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxdecode.core.protocols import Models, Verifier
 from jaxdecode.core.types import Canvas, Proposal, Sampling, Verdict
@@ -83,7 +83,7 @@ def _verify(weights, request, canvas, proposal, output):
             "verifier block decides on single chains, but the drafter proposes a tree; use one "
             "chain, or verifier rejection."
         )
-    return walk.by_row(_decide, request, canvas, proposal, output.logits)
+    return walk.by_row(_decide, request, canvas, proposal, output.logits, output.allowed)
 
 
 def _outcomes(scores, greedy, proposal, marks):
@@ -112,6 +112,7 @@ def _decide(
     canvas: Canvas,
     proposal: Proposal,
     logits: Float[Array, "N V"],
+    allowed: UInt32[Array, "N M"] | None,
 ) -> Verdict:
     num_nodes, size = logits.shape
     greedy = sampling.temperature < warp.GREEDY_BELOW
@@ -120,8 +121,9 @@ def _decide(
     if seen is not None:
         on_path = jax.nn.one_hot(proposal.tokens, size, dtype=jnp.int32).cumsum(0) > 0
         seen = seen | on_path
-    warped = jax.vmap(warp.warp, in_axes=(0, None, None if seen is None else 0))
-    length_law, next_law = _laws_of(warped(logits, sampling, seen), greedy, proposal)
+    axes = (0, None, None if seen is None else 0, None if allowed is None else 0)
+    warped = jax.vmap(warp.warp, in_axes=axes)(logits, sampling, seen, allowed)
+    length_law, next_law = _laws_of(warped, greedy, proposal)
 
     # The pending token's position belongs to this step alone: no other step reads its BLOCK noise.
     length_scores = jnp.log(length_law)

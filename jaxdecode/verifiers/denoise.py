@@ -12,7 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from jaxdecode.core.commit import slots
 from jaxdecode.core.protocols import Models, TargetOutput, Verifier, Weights
@@ -36,7 +36,8 @@ def _verify(
     weights: Weights, request: Request, canvas: Canvas, proposal: Window, output: TargetOutput
 ) -> Candidates:
     del weights
-    return walk.by_row(candidates, request, canvas, proposal, output.logits)
+    scored = output.logits, output.allowed
+    return walk.by_row(candidates, request, canvas, proposal, *scored)
 
 
 def candidates(
@@ -46,18 +47,19 @@ def candidates(
     canvas: Canvas,
     window: Window,
     logits: Float[Array, "W V"],
+    allowed: UInt32[Array, "W M"] | None = None,
 ) -> Candidates:
     """Those of one row."""
     size = logits.shape[-1]
     scores = logits.at[:, window.mask_token].set(-jnp.inf)
     seen = walk.seen_tokens(canvas, sampling, size)
 
-    def draw(row, position):
+    def draw(row, position, allowed):
         drawn = None
         if with_noise:
             drawn = noise.again(key, position, window.calls, size=size)
-        token = warp.draw(row, sampling, seen, drawn)
+        token = warp.draw(row, sampling, seen, drawn, allowed)
         return token, row[token] - jax.nn.logsumexp(row)
 
-    tokens, logprob = jax.vmap(draw)(scores, slots(window))
+    tokens, logprob = jax.vmap(draw)(scores, slots(window), allowed)
     return Candidates(tokens=tokens, logprob=logprob, scores=scores)

@@ -15,7 +15,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Models, Verifier
@@ -57,11 +57,11 @@ def make(config: Config, models: Models) -> Verifier:
         bias = request.sampling.logit_bias
         sampling = dataclasses.replace(request.sampling, logit_bias=None)
 
-        def row(sampling, canvas, proposal, logits):
+        def row(sampling, canvas, proposal, logits, allowed):
             sampling = dataclasses.replace(sampling, logit_bias=bias)
-            return _kept(config.alpha, sampling, canvas, proposal, logits)
+            return _kept(config.alpha, sampling, canvas, proposal, logits, allowed)
 
-        return jax.vmap(row)(sampling, canvas, proposal, output.logits)
+        return jax.vmap(row)(sampling, canvas, proposal, output.logits, output.allowed)
 
     return walk.make(_rule, marks=marks)
 
@@ -81,6 +81,7 @@ def _kept(
     canvas: Canvas,
     proposal: Proposal,
     logits: Float[Array, "N V"],
+    allowed: UInt32[Array, "N M"] | None,
 ) -> Float[Array, "N"]:
     """Probability of each draft under the mixture; 0 for nodes that are no drafts."""
     num_nodes, size = logits.shape
@@ -92,8 +93,11 @@ def _kept(
         before = jax.nn.one_hot(proposal.tokens[:num_draft], size, dtype=jnp.int32)
         seen = seen | (before.cumsum(0) > 0)
     mixed = (1.0 - alpha) * original + alpha * again
-    warped = jax.vmap(warp.warp, in_axes=(0, None, None if seen is None else 0))
+    if allowed is not None:
+        allowed = allowed[:num_draft]
+    axes = (0, None, None if seen is None else 0, None if allowed is None else 0)
+    warped = jax.vmap(warp.warp, in_axes=axes)(mixed, sampling, seen, allowed)
     greedy = sampling.temperature < warp.GREEDY_BELOW
-    law = jax.vmap(walk.probs_of, in_axes=(0, None))(warped(mixed, sampling, seen), greedy)
+    law = jax.vmap(walk.probs_of, in_axes=(0, None))(warped, greedy)
     found = jnp.take_along_axis(law, draft[:, None], axis=1)[:, 0]
     return jnp.zeros(num_nodes).at[1 : num_draft + 1].set(found)

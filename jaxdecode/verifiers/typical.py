@@ -54,10 +54,13 @@ def make(config: Config, models: Models) -> Verifier:
 
 
 def take_first(visit: walk.Visit, passes: Bool[Array, "C"]) -> Float[Array, "V"]:
-    """Scores that are sure of the first existing child that passes; else the target's own."""
+    """Scores that are sure of the first existing child that passes; else the target's own.
+
+    What the options exclude (top-k, a grammar, ...) never passes.
+    """
     if passes.shape[0] == 0:
         return visit.scores
-    passes = passes & visit.valid
+    passes = passes & visit.valid & (visit.scores[visit.tokens] > -jnp.inf)
     token = visit.tokens[jnp.argmax(passes)]
     sure = jnp.log(jax.nn.one_hot(token, visit.scores.shape[0], dtype=jnp.float32))
     return jnp.where(passes.any(), sure, visit.scores)

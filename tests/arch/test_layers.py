@@ -25,6 +25,7 @@ RANKS = {
     "commits": 5,
     "convert": 6,
     "jobs": 6.5,
+    "constraints": 6.5,
     "journal": 6.6,
     "template": 6.5,
     "options": 7,

@@ -1,0 +1,1 @@
+"""What a text must look like: JSON schemas, regular expressions and grammars."""
