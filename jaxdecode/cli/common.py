@@ -144,6 +144,30 @@ def say_what_it_took(seconds: float) -> None:
     made = _programs.needed - _programs.read
     programs = f"{made} programs compiled, {_programs.read} read back ({_programs.seconds:.1f} s)"
     detail(f"{seconds:.1f} s in all; {programs}; peak memory {peak / 1e9:.2f} GB")
+def constraint_options(
+    json_schema: str | None, regex: str | None, grammar: str | None
+) -> dict[str, Any]:
+    """Options that constrain a text, from files and text; only those that were given.
+
+    Raises:
+        InputError: a file cannot be read, or is not what it should be.
+    """
+    options: dict[str, Any] = {} if regex is None else {"regex": regex}
+    if json_schema is not None:
+        try:
+            options["json_schema"] = json.loads(_read(json_schema, "--json-schema"))
+        except ValueError as error:
+            raise InputError(f"--json-schema {json_schema}: not valid JSON ({error}).") from error
+    if grammar is not None:
+        options["grammar"] = _read(grammar, "--grammar")
+    return options
+
+
+def _read(path: str, flag: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{flag} {path} cannot be read: {error}.") from error
 
 
 def set_options(items: Iterable[str], flags: Container[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxdecode.cli.common import (
     Flag,
     MeshText,
     Overwrite,
+    constraint_options,
     note,
     set_options,
     show_progress,
@@ -102,6 +103,12 @@ class Generate:
     """Above 1 makes tokens that already occurred less likely."""
     stop: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="TEXT")] = ()
     """End a prompt's text before this string."""
+    json_schema: _File = None
+    """File with a JSON schema that every text has to follow."""
+    regex: _Text = None
+    """Regular expression that every text has to match as a whole."""
+    grammar: _File = None
+    """File with a Lark grammar that every text has to follow."""
     ignore_eos: Flag = False
     """Go on after the model's own end tokens."""
     seed: int = 0
@@ -192,6 +199,7 @@ class Generate:
             "repetition_penalty": self.repetition_penalty,
             "stop": self.stop,
             "ignore_eos": self.ignore_eos,
+            **constraint_options(self.json_schema, self.regex, self.grammar),
             "seed": [self.seed if seed is None else seed for seed in seeds],
             **({} if self.num_draft is None else {"num_draft": self.num_draft}),
             **set_options(self.set, {field.name for field in dataclasses.fields(self)}),

@@ -97,7 +97,9 @@ def _settings(command: "Generate") -> dict[str, Any]:
         for name in names
         if name not in (*_NO_SETTINGS, *sharing.FIELDS)
     }
-    settings["prompts"] = sharing.file_setting(settings["prompts"])
+    for name in ("prompts", "json_schema", "grammar"):
+        if settings[name] is not None:
+            settings[name] = sharing.file_setting(settings[name])
     for name in ("model", "draft"):
         if settings[name] is not None:
             settings[name] = sharing.model_setting(settings[name])

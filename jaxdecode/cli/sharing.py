@@ -107,7 +107,7 @@ def environment() -> dict[str, Any]:
 
 
 def file_setting(name: str) -> str:
-    """What a file of prompts is in the settings of a job: its content, wherever it lies."""
+    """What a file is in the settings of a job: its content, wherever it lies."""
     from jaxdecode.convert.checkpoint import hash_files
 
     return f"file {hash_files([Path(name).expanduser()])[0][:DIGITS]}"
