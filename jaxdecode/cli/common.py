@@ -144,6 +144,8 @@ def say_what_it_took(seconds: float) -> None:
     made = _programs.needed - _programs.read
     programs = f"{made} programs compiled, {_programs.read} read back ({_programs.seconds:.1f} s)"
     detail(f"{seconds:.1f} s in all; {programs}; peak memory {peak / 1e9:.2f} GB")
+
+
 def constraint_options(
     json_schema: str | None, regex: str | None, grammar: str | None
 ) -> dict[str, Any]:
