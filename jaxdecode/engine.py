@@ -197,7 +197,8 @@ def prefilled(
     kept = model._replace(cache=method.cache)
     cache, drafter = prefill.start(weights, kept, method.drafter, request, host, engine.memory)
     names = [field.name for field in dataclasses.fields(Stats)]
-    counters = Stats(**{name: np.zeros_like(host.length) for name in names})
+    zeros: Any = np.zeros_like(host.length)
+    counters = Stats(**dict.fromkeys(names, zeros))
     canvas, stats, step = jax.device_put((host, counters, np.int32(0)))
     rest = place.rows((canvas, drafter, stats, step), model.mesh, batch)
     canvas, drafter, stats, step = rest

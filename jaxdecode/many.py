@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxdecode import api, checks, refill, resolve
 from jaxdecode.convert.heads import Heads
+from jaxdecode.core.entry import CONSTRAINTS
 from jaxdecode.core.types import Request
 from jaxdecode.engine import Engine
-from jaxdecode.errors import JaxdecodeError, UnsupportedError
+from jaxdecode.errors import InputError, JaxdecodeError, UnsupportedError
 from jaxdecode.language_model import LanguageModel
 from jaxdecode.options import Options, Prompt, make_request, tokenize
 from jaxdecode.results import Generation, collect, row_result
@@ -127,6 +128,11 @@ def decode(
     chosen, choice = resolve.split(method, options)
     for name, value in (("n", n), ("batch_size", batch_size), ("look_ahead", look_ahead)):
         checks.integer(name, value, low=1)
+    for kind in CONSTRAINTS:
+        if isinstance(getattr(chosen, kind), list | tuple):
+            raise InputError(
+                f"{kind} must be one for all prompts here: how many come is not known."
+            )
     engine = None
     # The only row of a batch has nobody to wait for.
     if refilled and batch_size > 1:
@@ -159,6 +165,8 @@ def _open_engine(
     """What runs, or why rows cannot come into a running batch."""
     if choice.entry.policy is not None:
         return None, f"method {choice.name!r} runs two models by turns, each in batches of its own"
+    if chosen.constrained:
+        return None, "texts of a given form are followed on the host, batch by batch"
     if lm.mesh is not None:
         return None, "the model lies on several devices, where rows cannot come into a batch"
     engine = api._engine(lm, choice, draft, heads)

@@ -13,7 +13,7 @@ from jaxdecode.constraints import rules
 from jaxdecode.constraints.rules import Rule
 from jaxdecode.convert.tokenizer import Tokenizer
 from jaxdecode.core.entry import CONSTRAINTS
-from jaxdecode.core.grammar import Matcher, register
+from jaxdecode.core.grammar import CanvasMatcher, Matcher, register
 from jaxdecode.core.types import Request, Sampling
 from jaxdecode.errors import InputError
 from jaxdecode.models.config import ModelConfig
@@ -81,6 +81,11 @@ class Options:
 
     def _constraints(self) -> dict[str, Any]:
         return {kind: getattr(self, kind) for kind in CONSTRAINTS}
+
+    @property
+    def constrained(self) -> bool:
+        """Whether some text must have a given form."""
+        return any(value is not None for value in self._constraints().values())
 
     def rules(self, num_prompts: int) -> list[Rule | None]:
         """What each prompt's text must look like; None where it may be anything."""
@@ -154,7 +159,7 @@ def make_request(
     tokenizer: Tokenizer | None,
     config: ModelConfig,
     end_tokens: Sequence[int] = (),
-    matchers: Sequence[Matcher | None] = (),
+    matchers: Sequence[Matcher | CanvasMatcher | None] = (),
 ) -> Request:
     """Options of one batch as arrays; rows past those with a key are padding.
 
@@ -175,7 +180,7 @@ def make_request(
     )
 
 
-def _numbers(matchers: Sequence[Matcher | None], batch: int):
+def _numbers(matchers: Sequence[Matcher | CanvasMatcher | None], batch: int):
     if not any(matchers):
         return None
     numbers = np.zeros(batch, np.int32)
