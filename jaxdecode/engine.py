@@ -197,8 +197,9 @@ def prefilled(
     kept = model._replace(cache=method.cache)
     cache, drafter = prefill.start(weights, kept, method.drafter, request, host, engine.memory)
     names = [field.name for field in dataclasses.fields(Stats)]
-    zeros: Any = np.zeros_like(host.length)
-    counters = Stats(**dict.fromkeys(names, zeros))
+    # An array each: what is donated must not be shared.
+    zeros: dict[str, Any] = {name: np.zeros_like(host.length) for name in names}
+    counters = Stats(**zeros)
     canvas, stats, step = jax.device_put((host, counters, np.int32(0)))
     rest = place.rows((canvas, drafter, stats, step), model.mesh, batch)
     canvas, drafter, stats, step = rest
