@@ -13,7 +13,7 @@ from jaxdecode.constraints import rules
 from jaxdecode.constraints.rules import Rule
 from jaxdecode.convert.tokenizer import Tokenizer
 from jaxdecode.core.entry import CONSTRAINTS
-from jaxdecode.core.grammar import CanvasMatcher, Matcher, register
+from jaxdecode.core.grammar import AnyMatcher, register
 from jaxdecode.core.types import Request, Sampling
 from jaxdecode.errors import InputError
 from jaxdecode.models.config import ModelConfig
@@ -159,7 +159,7 @@ def make_request(
     tokenizer: Tokenizer | None,
     config: ModelConfig,
     end_tokens: Sequence[int] = (),
-    matchers: Sequence[Matcher | CanvasMatcher | None] = (),
+    matchers: Sequence[AnyMatcher | None] = (),
 ) -> Request:
     """Options of one batch as arrays; rows past those with a key are padding.
 
@@ -180,7 +180,7 @@ def make_request(
     )
 
 
-def _numbers(matchers: Sequence[Matcher | CanvasMatcher | None], batch: int):
+def _numbers(matchers: Sequence[AnyMatcher | None], batch: int):
     if not any(matchers):
         return None
     numbers = np.zeros(batch, np.int32)

@@ -58,12 +58,14 @@ class CanvasMatcher(Protocol):
         ...
 
 
+AnyMatcher = Matcher | CanvasMatcher
+
 # Whoever registered a matcher keeps it alive; nothing has to be taken out again.
 _MATCHERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count(1)
 
 
-def register(matcher: Matcher | CanvasMatcher) -> int:
+def register(matcher: AnyMatcher) -> int:
     """The number under which `Request.grammar` finds a matcher for as long as it lives."""
     number = next(_NUMBERS)
     _MATCHERS[number] = matcher
