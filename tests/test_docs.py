@@ -264,14 +264,16 @@ def test_json_is_json(page):
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A tokenizer with a token per byte and a chat template."""
+    """A tokenizer with a token per byte, an end token and a chat template."""
     folder = tmp_path_factory.mktemp("words")
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     library = tokenizers.Tokenizer(BPE(vocab={x: i for i, x in enumerate(letters)}, merges=[]))
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens(["<end>"])
     library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    settings = {"chat_template": TEMPLATE, "eos_token": "<end>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return load_tokenizer(folder)
 
 
@@ -313,7 +315,8 @@ def names(words, cache, monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules[Run.__module__], "train", train)
     ilm = tiny(words, Denoiser(mask_token=MASK, inserts=True))
     chat = {"messages": [{"role": "user", "content": "Why?"}]}
-    return {"jd": jd, "lm": lm, "dlm": dlm, "ilm": ilm, "prompts": ["One, two,", chat]}
+    models = {"lm": lm, "dlm": dlm, "ilm": ilm}
+    return {"jd": jd, **models, "chat": chat, "prompts": ["One, two,", chat]}
 
 
 @pytest.mark.parametrize("page", having("python"))
