@@ -212,7 +212,8 @@ def _in_batches(
 ) -> Iterator[tuple[int, Generation]]:
     """Fixed batches of neighbours in length."""
     memory: dict = {}
-    names = [field.name for field in dataclasses.fields(Generation)]
+    # A trace is of a whole call, and none was asked for.
+    names = [field.name for field in dataclasses.fields(Generation) if field.name != "trace"]
     while waiting := list(itertools.islice(asked, max(look_ahead // n, 1))):
         waiting.sort(key=lambda one: len(one.tokens))
         for first in range(0, len(waiting), max(batch_size // n, 1)):

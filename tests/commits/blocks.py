@@ -94,7 +94,7 @@ def run(chosen, scores, *, given=1, asked=None, most=200, draw=None):
         seen = window(text, step, given=given, width=width)
         drawn = candidates(scores, jnp.argmax(scores + noise, -1))
         decision = chosen.select(None, asked, text, seen, drawn)
-        return commit.fill(asked, text, seen, drawn, decision, step)
+        return commit.fill(asked, text, seen, drawn, decision, jnp.full(num_rows, step))
 
     history = []
     for step in range(most):
