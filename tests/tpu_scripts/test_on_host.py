@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -84,18 +85,19 @@ def test_a_signal_reaches_the_command_once_and_its_end_is_waited_for(host, tmp_p
 
 def test_run_outlives_its_connection_and_is_found_again(host):
     text = "echo begun; touch begun; until [ -e go ]; do sleep 0.05; done; echo ended; exit 6"
-    first = subprocess.Popen(
-        ["bash", "tpu_scripts/on_host.sh", "run", text], start_new_session=True
-    )
+    words = ["bash", "tpu_scripts/on_host.sh", "run", text]
+    first = subprocess.Popen(words, start_new_session=True)
     wait_for(Path("begun").exists)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     other = host("run", "echo something else")
     assert other.returncode == 1 and "another command runs here" in other.stderr
     Path("begun").unlink()
-    Path("go").touch()
-    again = host("run", text)
-    said = again.stdout.splitlines()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as again:
+        # It must be back before the command ends: an ended one would be started anew.
+        said = [again.stdout.readline().rstrip()]
+        Path("go").touch()
+        said += again.stdout.read().splitlines()
     assert again.returncode == 6 and said[-1].endswith("exit code 6")
     # It was not started a second time.
     assert said.count("begun") == 1 and "ended" in said and not Path("begun").exists()
@@ -181,7 +183,8 @@ def test_install(host, cloud, monkeypatch):
 
 def test_scripts_are_clean_and_short(cloud):
     scripts = [*ROOT.glob("tpu_scripts/*.sh"), *ROOT.glob("tests/tpu_scripts/*.sh")]
-    done = cloud.run(["shellcheck", *map(str, scripts)])
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = cloud.run([str(shellcheck), *map(str, scripts)])
     assert scripts and done.returncode == 0, done.stdout
     for path in ROOT.glob("tpu_scripts/*"):
         if path.is_file():
