@@ -13,6 +13,8 @@ import yaml
 from tpu_scripts import cli
 
 ROOT = Path(__file__).parents[2]
+# Of the same environment, which need not be on the path.
+SHELLCHECK = str(Path(sys.executable).with_name("shellcheck"))
 TOOLS = ("gcloud", "xpk", "sky", "sbatch", "srun", "jaxdecode")
 # Stands for Python 3.12 on a host: makes a venv whose Python installs nothing.
 PYTHON = """#!/usr/bin/env bash

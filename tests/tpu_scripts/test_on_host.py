@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
 from jaxdecode.dist import hosts
-from tests.tpu_scripts.conftest import ROOT
+from tests.tpu_scripts.conftest import ROOT, SHELLCHECK
 
 
 @pytest.fixture
@@ -183,8 +182,7 @@ def test_install(host, cloud, monkeypatch):
 
 def test_scripts_are_clean_and_short(cloud):
     scripts = [*ROOT.glob("tpu_scripts/*.sh"), *ROOT.glob("tests/tpu_scripts/*.sh")]
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    done = cloud.run([str(shellcheck), *map(str, scripts)])
+    done = cloud.run([SHELLCHECK, *map(str, scripts)])
     assert scripts and done.returncode == 0, done.stdout
     for path in ROOT.glob("tpu_scripts/*"):
         if path.is_file():

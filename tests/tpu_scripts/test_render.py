@@ -5,7 +5,7 @@ import shlex
 import pytest
 import yaml
 
-from tests.tpu_scripts.conftest import POD, SPOT
+from tests.tpu_scripts.conftest import POD, SHELLCHECK, SPOT
 
 XPK = SPOT | {"xpk": {"cluster": "my-cluster"}, "install": {"extras": ["hub"]}}
 GPUS = SPOT | {"slurm": {"nodes": 2, "gpus_per_node": 8, "time": "1-00:00:00", "account": "me"}}
@@ -82,7 +82,7 @@ def test_slurm(cloud):
     assert submitted == ["sbatch"] and tool == "srun" and words[-1] == "echo hello"
     # A cluster has a common disk; nothing goes to a bucket.
     assert "gs://" not in script
-    assert cloud.run(["shellcheck", "-"], input=script).stdout == ""
+    assert cloud.run([SHELLCHECK, "-"], input=script).stdout == ""
 
 
 def test_slurm_needs_its_key(cloud):
