@@ -26,8 +26,12 @@ from pallas_kernels.tree_attention.problem import Problem
 IMPLS = ("auto", "xla", "tpu", "gpu")
 # Most rows that a kernel is given; chunks of prefill are longer.
 MAX_ROWS = 256
+# Fewer rows are a step of decoding, where a loop over blocks would cost more than it saves.
+_FEW = 16
 # Queries per tile of XLA's causal attention; a tile does not compute the keys after its own end.
 _TILE = 128
+# Cached keys that a tile takes in at a time.
+_BLOCK = 512
 _LANES = 128
 
 
@@ -216,23 +220,17 @@ def attention(
         return _by_kernel(backend, query, new_key, new_value, cached, mask.plan)
     key, value = _slices(cached)
     rows = query.shape[3]
-    if mask.rule != "causal" or rows <= _TILE:
+    if mask.rule != "causal" or rows < _FEW:
         return _attend(query, new_key, new_value, key, value, mask, window)
     # Causal rows never see later ones: a tile of queries needs only the keys up to its own end.
     tiles = []
     for first in range(0, rows, _TILE):
         last = min(first + _TILE, rows)
-        part = _attend(
-            query[:, :, :, first:last],
-            new_key[..., :last],
-            new_value[:, :, :last],
-            key,
-            value,
-            mask,
-            window,
-            first=first,
-        )
-        tiles.append(part)
+        tile = _Tile(query[:, :, :, first:last], mask, window, first)
+        seen = tile.over_new(new_key[..., :last], new_value[:, :, :last])
+        if key is not None and value is not None:
+            seen = tile.over_cache(key, value, seen)
+        tiles.append(seen.mixed / seen.total)
     return jnp.concatenate(tiles, axis=3)
 
 
@@ -271,22 +269,78 @@ def _slices(cached: View | None):
 
 
 def _attend(
-    query, new_key, new_value, cached_key, cached_value, mask, window, *, first: int = 0
+    query, new_key, new_value, cached_key, cached_value, mask, window
 ) -> Float[Array, "B K G T d"]:
-    """Attention of the queries from row `first` on over the new keys given and the cache."""
+    """Attention over the new keys and the cache, every score of both at once."""
     num_slots = 0 if cached_key is None else cached_key.shape[3]
     over_cache, over_new = masks.dense(mask, num_slots=num_slots, window=window)
-    queries, keys = slice(first, first + query.shape[3]), slice(new_key.shape[3])
-    new_scores = _scores(query, new_key, over_new[:, queries, keys])
+    new_scores = _scores(query, new_key, over_new)
     peak = new_scores.max(-1, keepdims=True)
     if cached_key is None or cached_value is None:
         weights = _weights(new_scores, peak)
         return _mix(weights, new_value) / weights.sum(-1, keepdims=True)
-    cache_scores = _scores(query, cached_key, over_cache[:, queries])
+    cache_scores = _scores(query, cached_key, over_cache)
     peak = jnp.maximum(peak, cache_scores.max(-1, keepdims=True))
     new_weights, cache_weights = _weights(new_scores, peak), _weights(cache_scores, peak)
     total = new_weights.sum(-1, keepdims=True) + cache_weights.sum(-1, keepdims=True)
     return (_mix(new_weights, new_value) + _mix(cache_weights, cached_value)) / total
+
+
+class _Seen(NamedTuple):
+    """Softmax over some of the keys, not yet divided by its sum."""
+
+    peak: Float[Array, "B K G T 1"]
+    total: Float[Array, "B K G T 1"]
+    mixed: Float[Array, "B K G T d"]
+
+
+class _Tile(NamedTuple):
+    """Some of the queries of a chunk: those from row `first` on."""
+
+    query: Float[Array, "B K G T d"]
+    mask: masks.MaskProgram
+    window: int | Int[Array, ""]
+    first: int
+
+    def over_new(self, key, value) -> _Seen:
+        """Over the chunk's own keys, as far as they are given."""
+        _, visible = masks.dense(self.mask, num_slots=0, window=self.window)
+        scores = _scores(self.query, key, visible[:, self._rows, : key.shape[3]])
+        peak = scores.max(-1, keepdims=True)
+        weights = _weights(scores, peak)
+        return _Seen(peak, weights.sum(-1, keepdims=True), _mix(weights, value))
+
+    def over_cache(self, key, value, seen: _Seen) -> _Seen:
+        """Over the cache too, block by block: free slots, most of a new cache, cost nothing."""
+        width = min(_BLOCK, key.shape[3])
+
+        def take(block, seen):
+            first = block * width
+            # The last block would pass the end; what it then repeats is hidden.
+            start = jnp.minimum(first, key.shape[3] - width)
+            keys, values = (
+                jax.lax.dynamic_slice_in_dim(rows, start, width, axis)
+                for rows, axis in ((key, 3), (value, 2))
+            )
+            visible, _ = masks.dense(
+                self.mask, num_slots=width, window=self.window, first_slot=start
+            )
+            visible &= start + jnp.arange(width) >= first
+            scores = _scores(self.query, keys, visible[:, self._rows])
+            peak = jnp.maximum(seen.peak, scores.max(-1, keepdims=True))
+            weights, shrink = _weights(scores, peak), jnp.exp(seen.peak - peak)
+            return _Seen(
+                peak,
+                seen.total * shrink + weights.sum(-1, keepdims=True),
+                seen.mixed * shrink + _mix(weights, values),
+            )
+
+        num_blocks = (self.mask.cached.max() + width - 1) // width
+        return jax.lax.fori_loop(0, num_blocks, take, seen)
+
+    @property
+    def _rows(self) -> slice:
+        return slice(self.first, self.first + self.query.shape[3])
 
 
 def _weights(scores, peak):

@@ -56,17 +56,22 @@ class MaskProgram:
 
 
 def dense(
-    program: MaskProgram, *, num_slots: int, window: int | Int[Array, ""]
+    program: MaskProgram,
+    *,
+    num_slots: int,
+    window: int | Int[Array, ""],
+    first_slot: int | Int[Array, ""] = 0,
 ) -> tuple[Bool[Array, "B T S"], Bool[Array, "B T T"]]:
     """The program as dense masks over cache slots and over new rows.
 
     Args:
         program: the mask program.
-        num_slots: S, slots in the cache; 0 gives an empty first mask.
+        num_slots: S, slots of the cache; 0 gives an empty first mask.
         window: positions a query looks back, itself included; 0 means all.
+        first_slot: the first of them.
     """
     query = program.positions[:, :, None]
-    slot = jnp.arange(num_slots, dtype=jnp.int32)[None, None, :]
+    slot = (first_slot + jnp.arange(num_slots, dtype=jnp.int32))[None, None, :]
     over_cache = slot < program.cached[:, None, None]
     if program.replaced is not None:
         start, end = program.replaced[:, 0], program.replaced[:, 1]

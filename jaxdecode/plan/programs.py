@@ -59,7 +59,10 @@ class OutOfMemory(Exception):
 
 
 def compile_prefill(made: Setup) -> Program:
-    """The widest chunk of a prompt, after a first one: the program that needs most memory."""
+    """The widest chunk of a prompt, after a first one: the program that needs most memory.
+
+    Its traffic is that of the second chunk, which takes in one block of the cache per layer.
+    """
     width = min(prefill.CHUNKS[-1], made.slots)
     own = model(made)
     rows = {
@@ -69,12 +72,16 @@ def compile_prefill(made: Setup) -> Program:
     rows = by_rows(rows, made)
     start = jax.ShapeDtypeStruct((), jnp.int32)
     cached = own.cache.read(cache(made))
-    return compiled(
+    program = compiled(
         f"prefill, {width} tokens",
         lambda: prefill.prefill.lower(
             params(made), rows["tokens"], start, rows["num_new"], cached, target=own.target
         ),
     )
+    if program.traffic is None:
+        return program
+    whole = dataclasses.replace(program.traffic, unknown_loops=())
+    return dataclasses.replace(program, traffic=whole)
 
 
 def compile_step(made: Setup, num_nodes: int) -> Program:
