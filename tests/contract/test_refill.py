@@ -27,7 +27,7 @@ def options(name):
     entry = METHODS[name]
     ends = {} if {"stop_tokens", "ignore_eos"} & set(entry.refuses) else {"stop_tokens": [7, 8, 9]}
     own = {"delimiters": (5,)} if name == "adablock" else {}
-    return {"max_new_tokens": NEW, **ends, **own, **toys.drawn(name)}
+    return {"max_new_tokens": NEW, **ends, **own, **toys.SIZES.get(name, {}), **toys.drawn(name)}
 
 
 def check(name, num_rows, long=0.0):
