@@ -307,8 +307,10 @@ def warmup(
         for length, new in sizes:
             asked = dataclasses.replace(chosen, max_new_tokens=new)
             rows, forms = [[0] * length] * batch, [rule and ANYTHING for rule in asked.rules(1)]
-            for _ in _run(lm, engine, rows, keys, asked, iter([1]), forms * batch):
-                pass
+            engine.memory = None
+            for _ in range(2 if engine.method.drafter.remember else 1):
+                for _ in _run(lm, engine, rows, keys, asked, iter([1]), forms * batch):
+                    pass
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

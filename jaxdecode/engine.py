@@ -169,14 +169,20 @@ def run(
         if watch is not None:
             watch(record, canvas)
         if canvas.done.all():
-            drafter, outputs = engine.method.drafter, None
-            if drafter.remember is not None:
-                engine.memory = drafter.remember(state.drafter)
-            if drafter.outputs is not None:
-                outputs = place.fetch(drafter.outputs(state.drafter))
+            outputs = _end(engine, state)
             yield Snapshot(canvas, stats, time.perf_counter() - begin, outputs)
             return
         yield Snapshot(canvas, stats, time.perf_counter() - begin)
+    # Only a warm-up runs out of steps: it compiles what an end would need too.
+    _end(engine, state)
+
+
+def _end(engine: Engine, state: DecodeState) -> Any:
+    """Keeps what the drafter remembers; returns what it has to say of the batch."""
+    drafter = engine.method.drafter
+    if drafter.remember is not None:
+        engine.memory = drafter.remember(state.drafter)
+    return None if drafter.outputs is None else place.fetch(drafter.outputs(state.drafter))
 
 
 def prefilled(

@@ -129,6 +129,15 @@ def test_ragged_requests_compile_nothing_after_warm_up(lm):
     assert compiled, "the counter must count"
 
 
+@pytest.mark.parametrize("method", ["auto", "token_recycling", "superposed"])
+def test_ends_and_what_is_remembered_compile_nothing_after_warm_up(lm, method):
+    asked = {"method": method, "temperature": 0.0}
+    jd.warmup(lm, requests=[(5, 8)], **asked)
+    with toys.count_compilations() as compiled:
+        jd.generate(lm, [[1, 2, 3]] * 3, max_new_tokens=8, batch_size=1, **asked)
+    assert compiled == []
+
+
 def test_context_length_bounds_generation():
     short = toys.config(max_length=20)
     model = api.from_params(short, toys.params(short))
