@@ -14,7 +14,7 @@ from jaxdecode.training.data import Data
 from jaxdecode.training.recipes import RECIPES, Recipe
 
 # What a resumed run may change: how it is watched, not what it computes.
-WATCHING = ("checkpoint", "measure", "log")
+WATCHING = ("checkpoint", "measure", "log", "minutes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,8 @@ class TrainConfig:
         data: texts (`training/data.py`).
         batch_size: rows of a step, of all processes together.
         steps: of the whole run.
+        minutes: of steps and measurements, after which the run ends as at its last step; None
+            is no bound. The learning rate still falls as if all steps were made.
         draft: of recipes that train a draft model, the one to start from: a name or path as for
             the target, or fields of a model config that differ from the target's: a new one.
         shape: sizes of the heads that differ from their defaults.
@@ -157,6 +159,7 @@ class TrainConfig:
     data: Data
     batch_size: int
     steps: int
+    minutes: float | None = None
     draft: str | dict[str, Any] | None = None
     shape: dict[str, Any] = dataclasses.field(default_factory=dict)
     objective: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -181,6 +184,8 @@ class TrainConfig:
             )
         for name in ("batch_size", "steps", "micro_batches"):
             checks.integer(name, getattr(self, name), low=1)
+        if self.minutes is not None:
+            checks.number("minutes", self.minutes, "above 0", lambda x: x > 0)
         checks.integer("seed", self.seed, low=0, high=2**32 - 1)
         if self.batch_size % self.micro_batches:
             raise InputError(

@@ -34,7 +34,8 @@ class Run:
         folder: of the run.
         checkpoint: what decoding takes: `heads=` or a model for `load`.
         metrics: lines of `metrics.jsonl`.
-        stopped: why it ended: "finished", "early" (no better acceptance), or the signal's name.
+        stopped: why it ended: "finished", "early" (no better acceptance), "time" (the config's
+            minutes are over), or the signal's name.
         best: greatest acceptance length that was measured, or smallest loss on held-out texts if
             the recipe is measured by that; None if nothing was.
         baseline: that of the method without training; None if nothing was measured.
@@ -123,6 +124,10 @@ class _Trainer:
     """The state of a run on its way."""
 
     def __init__(self, config: TrainConfig, folder: Path, built: setup.Setup, watch: Watch):
+        if config.minutes and jax.process_count() > 1:
+            raise InputError(
+                f"minutes={config.minutes:g} is for one process: clocks of several differ; use steps."
+            )
         self.config, self.folder, self.built, self.watch = config, folder, built, watch
         self.seen = _Seen()
         self.key = jax.random.key(config.seed)
@@ -152,7 +157,7 @@ class _Trainer:
                 opened = metrics.opened(self.folder, self.config.log, settings)
                 self.writers = stack.enter_context(opened)
             state, why = self._steps(state, stop)
-            if why in ("finished", "early"):
+            if why in ("finished", "early", "time"):
                 self._finish(state)
             self.checkpoints.wait()
         if jax.process_index() == 0:
@@ -185,27 +190,32 @@ class _Trainer:
         """Steps until the end; returns the state, and why it is the last."""
         config, done = self.config, int(state.step)
         every = config.measure.every
-        since = time.perf_counter()
-        while done < config.steps and not self._stagnates():
+        begin = since = time.perf_counter()
+        why = "finished" if done == config.steps else "early" if self._stagnates() else None
+        while why is None:
             batch = setup.to_devices(next(self.built.loader), self.built.mesh, config.batch_size)
             state, found = self.step(
                 state, self.built.parts.held, self.built.lm.params, batch, self.key
             )
             done += 1
+            # One step ahead of the devices, no more: else a signal would wait for all that is ahead.
+            jax.block_until_ready(self.pending[-1:])
             self.pending.append(found)
-            if done % config.log.every == 0 or done == config.steps:
+            if done == config.steps:
+                why = "finished"
+            elif config.minutes and time.perf_counter() - begin > 60 * config.minutes:
+                why = "time"
+            if done % config.log.every == 0 or why:
                 self._log(done, since)
                 since = time.perf_counter()
-            due = done == config.steps or (every and done % every == 0)
-            if due and self._is_measured():
+            if (why or (every and done % every == 0)) and self._is_measured():
                 self._measure(done, state)
                 since = time.perf_counter()
-            stopped, last = stop.reached(done), done == config.steps or self._stagnates()
-            if done % config.checkpoint.every == 0 or stopped or last:
+                why = why or ("early" if self._stagnates() else None)
+            why = why or stop.reached(done)
+            if why or done % config.checkpoint.every == 0:
                 self._save(done, state)
-            if stopped and not last:
-                return state, stopped
-        return state, "finished" if done == config.steps else "early"
+        return state, why
 
     def _save(self, done: int, state: step.State) -> None:
         self.pending = _floats(self.pending)

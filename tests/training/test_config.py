@@ -40,6 +40,7 @@ def test_a_file_is_read_and_numbers_may_have_exponents(file):
         ("recipe=medus", "recipe 'medus' is not known. Did you mean 'medusa'"),
         ("steps=1.5", '"steps" - should be "int"'),
         ("steps=0", "steps=0 is out of range"),
+        ("minutes=0", "minutes=0.0 is not valid; it must be above 0"),
         ("data={}", "'data.train' is missing"),
         ("data.max_length=1", "data.max_length=1 is out of range"),
         ("micro_batches=3", "batch_size=4 does not divide by micro_batches=3"),

@@ -81,6 +81,39 @@ def test_sigterm_saves_and_ends(whole, tmp_path):
     runs.assert_same(run.folder, tmp_path / "run")
 
 
+def test_minutes_end_a_run_with_a_result_and_resume_goes_on(whole, tmp_path):
+    content, run = whole
+    short = train(content | {"minutes": 1e-9}, out=tmp_path / "run")
+    assert short.stopped == "time" and runs.saved(short.folder)[0] == 1
+    assert jd.load_heads(short.checkpoint).params
+    assert train(content, out=tmp_path / "run", resume=True).stopped == "finished"
+    runs.assert_same(run.folder, tmp_path / "run")
+
+
+def test_the_host_is_one_step_ahead_of_the_devices(whole, tmp_path, monkeypatch):
+    issued, ahead, real = [], [], setup.compiled
+
+    @jax.jit
+    def slow(loss):
+        work = jax.lax.fori_loop(0, 300, lambda _, x: jnp.sin(x @ x), jnp.eye(256))
+        return loss + 0 * work.sum()
+
+    def compiled(*given):
+        one_step = real(*given)
+
+        def late(*args):
+            ahead.append(sum(not loss.is_ready() for loss in issued))
+            state, found = one_step(*args)
+            issued.append(slow(found["loss"]))
+            return state, found | {"loss": issued[-1]}
+
+        return late
+
+    monkeypatch.setattr(setup, "compiled", compiled)
+    train(whole[0] | {"log": {"every": 100}}, out=tmp_path / "run")
+    assert max(ahead) == 1
+
+
 def test_resume_without_a_checkpoint_begins(whole, tmp_path):
     content, run = whole
     train(content, out=tmp_path / "run", resume=True)
