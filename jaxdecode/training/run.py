@@ -126,7 +126,7 @@ class _Trainer:
     def __init__(self, config: TrainConfig, folder: Path, built: setup.Setup, watch: Watch):
         if config.minutes and jax.process_count() > 1:
             raise InputError(
-                f"minutes={config.minutes:g} is for one process: clocks of several differ; use steps."
+                f"minutes={config.minutes:g} is for one process, since clocks differ; set steps."
             )
         self.config, self.folder, self.built, self.watch = config, folder, built, watch
         self.seen = _Seen()
@@ -198,7 +198,7 @@ class _Trainer:
                 state, self.built.parts.held, self.built.lm.params, batch, self.key
             )
             done += 1
-            # One step ahead of the devices, no more: else a signal would wait for all that is ahead.
+            # One step ahead of the devices, no more: a signal would wait for all that are queued.
             jax.block_until_ready(self.pending[-1:])
             self.pending.append(found)
             if done == config.steps:
