@@ -110,6 +110,24 @@ def denoiser(**parts) -> api.LanguageModel:
     return api.from_params(built, params(config()), name="denoiser")
 
 
+@functools.lru_cache
+def knowing(lm: api.LanguageModel) -> api.LanguageModel:
+    """An oracle whose states and embeddings a layer can read: bounded scores, one-hot tokens."""
+    size = lm.config.vocab_size
+    built = config(vocab_size=size, hidden_size=size, num_layers=1, layer_windows=(0,))
+    built = dataclasses.replace(built, denoiser=lm.config.denoiser)
+
+    def forward(*args):
+        output = lm.target.forward(*args)
+        return dataclasses.replace(output, hidden=jnp.maximum(output.hidden, -8.0))
+
+    def embed(params, tokens):
+        return jax.nn.one_hot(tokens, size)
+
+    target = lm.target._replace(forward=forward, embed=embed)
+    return dataclasses.replace(lm, config=built, target=target)
+
+
 def filler(name: str) -> api.LanguageModel:
     """A random model that a line which fills slots can run."""
     return denoiser(inserts=True) if "insertions" in METHODS[name].needs else denoiser()

@@ -231,4 +231,14 @@ FILL = {
         summary="fills the few slots that a trained controller trusts most",
         options=MappingProxyType({"block_length": 32}),
     ),
+    "adjust_joint": _Line(
+        verifier="adjust_joint",
+        commit="picked",
+        heads="adjust_joint",
+        tier="lab",
+        refuses=CONSTRAINTS,
+        source="arXiv:2509.22738",
+        summary="fills several slots per pass, each told by those before it by a trained layer",
+        options=MappingProxyType({"block_length": 32}),
+    ),
 }

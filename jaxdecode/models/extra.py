@@ -70,6 +70,30 @@ def block(
     return out[0] + out[1]
 
 
+def windows(positions: Int[Array, "B T"], group: Int[Array, "B T"]) -> MaskProgram:
+    """Slots that see those of their own window, in both directions.
+
+    Args:
+        positions: of the slots in their text.
+        group: windows they belong to.
+    """
+    num_rows, width = positions.shape
+    return MaskProgram(
+        cached=jnp.zeros(num_rows, jnp.int32),
+        positions=positions,
+        num_new=jnp.full(num_rows, width, jnp.int32),
+        rule="bidirectional",
+        segments=group,
+    )
+
+
+def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Rows of root mean square 1, as states have: embeddings are often much smaller."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-12)
+    return (wide * scale).astype(x.dtype)
+
+
 def keys_and_values(
     config: ModelConfig,
     kv_dtype: Any,

@@ -175,18 +175,44 @@ def read(
         tokens: what is right.
         temperature: of the law whose entropy is taken; None leaves it out.
     """
-    model, denoiser = setting
 
     def per_token(states, wanted):
-        scores = model.target.logits(params, states).astype(jnp.float32)
-        scores = scores.at[..., denoiser.mask_token].set(-1e9)
-        out = (losses.cross_entropy(scores, wanted), scores.argmax(-1) == wanted)
+        found = scores(setting, params, states)
+        out = (losses.cross_entropy(found, wanted), found.argmax(-1) == wanted)
         if temperature is None:
             return out
-        law = jax.nn.log_softmax(scores / temperature)
+        law = jax.nn.log_softmax(found / temperature)
         return *out, -(jnp.exp(law) * law).sum(-1)
 
     return losses.over_tokens(per_token, hidden, tokens)
+
+
+def draws(
+    setting: Setting, params: Any, hidden: Float[Array, "B T D"], key: Array
+) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+    """A token of the law of every state, and its probability.
+
+    Args:
+        setting: how the model is asked.
+        params: its parameters.
+        hidden: the state that scores each token.
+        key: of the draws.
+    """
+    keys = jax.random.key_data(jax.random.split(key, hidden.shape[:2]))
+
+    def draw(states, keys):
+        law = jax.nn.log_softmax(scores(setting, params, states))
+        tokens = jax.vmap(jax.random.categorical)(jax.random.wrap_key_data(keys), law)
+        return tokens, jnp.exp(jnp.take_along_axis(law, tokens[:, None], axis=-1)[:, 0])
+
+    return losses.over_tokens(draw, hidden, keys)
+
+
+def scores(setting: Setting, params: Any, states: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """float32 scores of states; the mask token, which is no token of any text, gets none."""
+    model, denoiser = setting
+    found = model.target.logits(params, states).astype(jnp.float32)
+    return found.at[..., denoiser.mask_token].set(-1e9)
 
 
 def per_text(

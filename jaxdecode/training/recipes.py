@@ -267,4 +267,12 @@ RECIPES = {
         summary="a controller that tells which candidates will stand, by the sampler's traces",
         measure="loss",
     ),
+    "adjust_joint": Recipe(
+        objective="adjust_joint",
+        heads="adjust_joint",
+        method="adjust_joint",
+        source="arXiv:2509.22738",
+        summary="a layer that says what the target would say after more slots are filled",
+        measure="loss",
+    ),
 }

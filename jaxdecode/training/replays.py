@@ -100,9 +100,16 @@ def right_ones(seen: Trace, blocks: Blocks) -> Bool[Array, "B T"]:
 
 def surest(seen: Trace, blocks: Blocks) -> Bool[Array, "B T"]:
     """The slot of the likeliest candidate, one per block: what `llada` decides."""
-    index = jnp.arange(seen.open.shape[1])
-    score = jnp.where(seen.open, seen.confidence, -1.0)
-    is_best = seen.open & (score == per_block(jax.ops.segment_max, score, blocks.number))
+    return foremost(seen.confidence, seen.open, blocks)
+
+
+def foremost(
+    score: Float[Array, "B T"], open: Bool[Array, "B T"], blocks: Blocks
+) -> Bool[Array, "B T"]:
+    """The open slot of the largest score, which is not negative, in every block that has one."""
+    index = jnp.arange(open.shape[1])
+    score = jnp.where(open, score, -1.0)
+    is_best = open & (score == per_block(jax.ops.segment_max, score, blocks.number))
     place = jnp.where(is_best, index, index.size)
     return is_best & (place == per_block(jax.ops.segment_min, place, blocks.number))
 
@@ -153,11 +160,9 @@ def _look(
     active: Bool[Array, "B T"],
 ) -> Trace:
     """What one pass shows of the blocks that are filled now, all undecided tokens being masked."""
-    model, denoiser = asked
 
     def read(states, tokens, open, active):
-        scores = model.target.logits(params, states).astype(jnp.float32)
-        scores = scores.at[..., denoiser.mask_token].set(-1e9)
+        scores = denoising.scores(asked, params, states)
         law = jax.nn.log_softmax(scores)
         best, probs = jax.lax.top_k(law, 2)[0], jnp.exp(law)
         own = jnp.take_along_axis(law, tokens[..., None], axis=-1)[..., 0]
