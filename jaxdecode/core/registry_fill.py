@@ -241,4 +241,15 @@ FILL = {
         summary="fills several slots per pass, each told by those before it by a trained layer",
         options=MappingProxyType({"block_length": 32}),
     ),
+    "edlm_nce": _Line(
+        verifier="learned_energy",
+        commit="ancestral",
+        heads="edlm_nce",
+        tier="lab",
+        reference="mdlm",
+        refuses=CONSTRAINTS,
+        source="arXiv:2410.21357",
+        summary="mdlm that draws several texts per step; a trained energy weighs them",
+        options=MappingProxyType({"block_length": 32, "steps": 1000}),
+    ),
 }

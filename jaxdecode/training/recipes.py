@@ -275,4 +275,12 @@ RECIPES = {
         summary="a layer that says what the target would say after more slots are filled",
         measure="loss",
     ),
+    "edlm_nce": Recipe(
+        objective="edlm_nce",
+        heads="edlm_nce",
+        method="edlm_nce",
+        source="arXiv:2410.21357",
+        summary="an energy that tells what a text has in a block from what the target draws there",
+        measure="loss",
+    ),
 }

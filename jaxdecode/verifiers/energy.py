@@ -37,6 +37,8 @@ from jaxdecode.verifiers import denoise
 
 # Log-probability of a token that a model never writes: finite, so that no candidate is NaN.
 _NEVER = -1e3
+# Energies of candidate texts: (weights, canvas, window, texts, output).
+Energies = Callable[..., Float[Array, "B k"]]
 # From energies and their temperature to log weights.
 Weigh = Callable[[Float[Array, "B k"], float], Float[Array, "B k"]]
 
@@ -106,8 +108,8 @@ def make(config: Config, models: Models) -> Verifier:
         )
     if config.num_candidates == 1:
         return denoise.make(denoise.Config(), models)
-    draft = draft_lm.bind(models)
-    return Verifier(verify=functools.partial(_verify, config, draft, log_weights), windows=True)
+    energies = functools.partial(_energy, draft_lm.bind(models))
+    return Verifier(verify=functools.partial(verify, config, energies, log_weights), windows=True)
 
 
 def log_weights(energy: Float[Array, "B k"], temperature: float) -> Float[Array, "B k"]:
@@ -115,9 +117,9 @@ def log_weights(energy: Float[Array, "B k"], temperature: float) -> Float[Array,
     return -energy / temperature
 
 
-def _verify(
+def verify(
     config: Config,
-    draft: draft_lm.DraftModel,
+    energies: Energies,
     weigh: Weigh,
     weights: Weights,
     request: Request,
@@ -125,6 +127,7 @@ def _verify(
     proposal: Window,
     output: TargetOutput,
 ) -> Candidates:
+    """The text of every row that is picked by its energy."""
     num = config.num_candidates
     texts = walk.by_row(functools.partial(_draw, num), request, canvas, proposal, output.logits)
     undecided = proposal.open.sum(-1) / jnp.maximum(proposal.size, 1)
@@ -132,7 +135,7 @@ def _verify(
     acts &= proposal.open.any(-1)
 
     def pick() -> Int[Array, "B"]:
-        energy = _energy(draft, weights, canvas, proposal, texts)
+        energy = energies(weights, canvas, proposal, texts, output)
         coins = jax.vmap(functools.partial(noise.pick, num=num))(request.key, proposal.calls)
         return jnp.argmax(weigh(energy, config.energy_temperature) + coins, -1)
 
@@ -172,9 +175,15 @@ def _draw(
 
 
 def _energy(
-    draft: draft_lm.DraftModel, weights: Weights, canvas: Canvas, window: Window, texts: Texts
+    draft: draft_lm.DraftModel,
+    weights: Weights,
+    canvas: Canvas,
+    window: Window,
+    texts: Texts,
+    output: TargetOutput | None,
 ) -> Float[Array, "B k"]:
     """Log of the law that the texts were drawn from, less that of the autoregressive model."""
+    del output
     if weights.drafter.to_draft is not None:
         raise InputError(
             "texts are weighed token by token, but the draft model splits text into other tokens "

@@ -163,7 +163,7 @@ def test_energies_are_those_of_two_plain_models():
     law = jnp.asarray(rng.normal(size=(1, 3, 4)), jnp.float32)
     texts = energy.Texts(drawn, law, law, jnp.zeros((1, 4, 61)))
     bound = energy.draft_lm.bind(energy.Models(lm.bound, other.bound))
-    found = energy._energy(bound, engine.weights, canvas, window, texts)[0]
+    found = energy._energy(bound, engine.weights, canvas, window, texts, None)[0]
     # Slot 13 is past the window, so that text ends with the given slot 12.
     for ours, tokens, q in zip(found, drawn[0], law[0], strict=True):
         whole = row[:9] + tokens[:3].tolist() + [4]
