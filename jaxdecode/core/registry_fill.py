@@ -252,4 +252,14 @@ FILL = {
         summary="mdlm that draws several texts per step; a trained energy weighs them",
         options=MappingProxyType({"block_length": 32, "steps": 1000}),
     ),
+    "ctrldiff": _Line(
+        verifier="ctrldiff",
+        commit="ancestral",
+        heads="ctrldiff",
+        tier="lab",
+        reference="mdlm",
+        source="arXiv:2505.14455",
+        summary="mdlm whose draws lean towards an attribute, by a classifier's gradient",
+        options=MappingProxyType({"block_length": 32, "steps": 1000}),
+    ),
 }

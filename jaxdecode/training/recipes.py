@@ -283,4 +283,12 @@ RECIPES = {
         summary="an energy that tells what a text has in a block from what the target draws there",
         measure="loss",
     ),
+    "ctrldiff": Recipe(
+        objective="ctrldiff",
+        heads="ctrldiff",
+        method="ctrldiff",
+        source="arXiv:2505.14455",
+        summary="a classifier of what texts have, by labels in their prompts",
+        measure="loss",
+    ),
 }

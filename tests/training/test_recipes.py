@@ -31,6 +31,11 @@ SMALL = [
     "measure={num_prompts: 1, max_new_tokens: 6, baseline: ar}",
 ]
 
+# What the tiny run's random prompts do not have: here every token is a label.
+FITTING = {
+    "ctrldiff": [f"objective.labels={list(range(90))}", "shape.num_classes=90"],
+}
+
 
 def shipped(recipe):
     """The config that is shipped for a recipe: NAME_smollm2.yaml, or the first that names it."""
@@ -55,6 +60,7 @@ def small(recipe, folder):
     """The shipped config of a recipe with everything small."""
     changes = [
         *SMALL,
+        *FITTING.get(recipe, []),
         f"data.train={runs.write_data(folder)}",
         f"data.held_out={runs.write_data(folder, num=2, seed=1, name='held.jsonl')}",
     ]
