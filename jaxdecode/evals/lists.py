@@ -96,23 +96,28 @@ def _drawn(task: str, size: int, rng: np.random.Generator) -> Problem:
     return Problem(task, tuple(items), new)
 
 
-def examples(count: int, size: int, seed: int) -> Iterator[dict[str, object]]:
-    """Lines of training data: problems of all tasks, each with one of its right answers."""
+def examples(
+    count: int, size: int, seed: int, tasks: Sequence[str] = TASKS
+) -> Iterator[dict[str, object]]:
+    """Lines of training data: problems of these tasks, each with one of its right answers."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        problem = _drawn(TASKS[rng.integers(len(TASKS))], size, rng)
+        problem = _drawn(tasks[rng.integers(len(tasks))], size, rng)
         prompt = problem.prompt
         yield {"tokens": [*prompt, *problem.solution(rng)], "prompt_length": len(prompt)}
 
 
 def write(folder: Path, size: int = 6) -> None:
-    """Writes the two files that `configs/train/mdlm_lists.yaml` names, and prompts for answers of
-    the model itself.
+    """Writes the two files that `configs/train/mdlm_lists.yaml` names, likewise those of shuffles
+    alone, and prompts for answers of the model itself.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    alone = folder / "shuffle"
+    alone.mkdir(parents=True, exist_ok=True)
     for seed, (name, count) in enumerate([("train", 100_000), ("held_out", 500)]):
-        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in examples(count, size, seed))
+        for place, tasks in ((folder, TASKS), (alone, ("shuffle",))):
+            lines = examples(count, size, seed, tasks)
+            with (place / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
     with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
         for task in TASKS:
             asked = ({"tokens": p.prompt, "category": task} for p in problems(task, size, 1000, 1))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdecode.training.data import pack, to_batch
+from jaxdecode.training.data import Data, pack, to_batch
 from jaxdecode.training.objective import Batch, Moment
 from jaxdecode.training.texts import Text
 
@@ -18,16 +18,19 @@ _END = 999_999, 1_000_000
 
 
 class LossExam:
-    """Packed held-out texts; the noise is the same at every measurement.
+    """Held-out texts, packed as those of training; the noise is the same at every measurement.
 
     Attributes:
         texts: what is measured; empty if there is nothing.
     """
 
-    def __init__(self, loss: Callable[..., Any], texts: Sequence[Text], rows: int, width: int):
+    def __init__(self, loss: Callable[..., Any], texts: Sequence[Text], rows: int, data: Data):
+        width = data.max_length
         self.texts = [Text(text.tokens[:width], text.counts[:width]) for text in texts]
-        packed = pack([len(text.tokens) for text in self.texts], width)
-        lines = [[self.texts[i] for i in row] for row in packed]
+        lines = [[text] for text in self.texts]
+        if data.pack:
+            packed = pack([len(text.tokens) for text in self.texts], width)
+            lines = [[self.texts[i] for i in row] for row in packed]
         self._batches = [to_batch(lines[i : i + rows], width) for i in range(0, len(lines), rows)]
         step, num_steps = _END
         self._loss = jax.jit(lambda *args: loss(*args, Moment(jnp.int32(step), num_steps))[0])

@@ -109,6 +109,11 @@ class Objective(NamedTuple):
     features: (target params, batch) -> what the loss reads of a frozen target: a tree of
             `[B, T, ...]` arrays, a text's part of which depends on that text only. None if the
             loss reads it in another way.
+    rollout: (params, target params, batch, key, moment) -> Batch of as many or some times as many
+            rows, in their order: what the parameters at the beginning of a step make of its batch,
+            which the loss reads in its place. None: it reads the batch itself.
+    num_moves: of the optimizer in a step, all with the same rollout; more than 1 only with one
+    unpacked: whether a row must be one text: `data.pack: false`
     """
 
     init: Callable[..., Start]
@@ -116,6 +121,9 @@ class Objective(NamedTuple):
     export: Callable[..., Export]
     judge: Callable[..., tuple[Float[Array, ""], dict[str, Float[Array, ""]]]] | None = None
     features: Callable[..., Any] | None = None
+    rollout: Callable[..., Batch] | None = None
+    num_moves: int = 1
+    unpacked: bool = False
 
 
 def heads_only(params: Any, target: Any) -> Export:

@@ -251,6 +251,13 @@ RECIPES = {
         summary="a model that fills masked tokens gets surer of those it has right",
         measure="loss",
     ),
+    "cj_grpo": Recipe(
+        objective="cj_grpo",
+        method="eoser",
+        source="arXiv:2509.23924",
+        summary="a model that fills masked tokens, by rewards for answers it filled itself",
+        measure="loss",
+    ),
     "learn2pd": Recipe(
         objective="learn2pd",
         heads="learn2pd",

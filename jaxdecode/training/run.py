@@ -141,7 +141,7 @@ class _Trainer:
             judge = built.objective.judge or built.objective.loss
             rows = config.batch_size // config.micro_batches
             kept = texts[: config.measure.num_prompts]
-            self.losses = held_out.LossExam(judge, kept, rows, config.data.max_length)
+            self.losses = held_out.LossExam(judge, kept, rows, config.data)
             texts = ()
         self.exam = acceptance.Exam(built.lm, [text.prompt for text in texts], config.measure)
         self.checkpoints = Checkpoints(folder / folders.STEPS, keep=config.checkpoint.keep)

@@ -90,6 +90,10 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
     draft = _draft(config, lm, progress)
     models = Models(training(lm, config.remat), draft and training(draft, config.remat), spec)
     objective = make_objective(line, settings, models)
+    if objective.unpacked and config.data.pack:
+        raise InputError(
+            f"recipe {config.recipe!r} needs a row for each text; set data.pack to false."
+        )
     if config.cache:
         _learn(config, lm, objective, loader)
     weights = Weights(lm.params, draft and draft.params)
@@ -101,7 +105,7 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
         spec=spec,
         objective=objective,
         parts=step.divide(start),
-        optimizer=step.optimizer_of(config.optimizer, config.steps),
+        optimizer=step.optimizer_of(config.optimizer, config.steps, objective.num_moves),
         loader=loader,
         micro_batches=config.micro_batches,
     )

@@ -1,4 +1,7 @@
-"""One step: gradients of the micro-batches added up, then one move of the optimizer.
+"""One step: gradients of the micro-batches added up, then a move of the optimizer.
+
+Where the model is trained on what it writes itself, a step begins with that, and may move more than
+once for it.
 
 What is trained is a flat dict of float32 arrays by name. Frozen leaves are no part of it: they have
 no gradient, no state in the optimizer, and nothing that could write to them.
@@ -62,12 +65,13 @@ def moves(start: Start, name: str, leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) and not start.frozen(name)
 
 
-def optimizer_of(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Clipped AdamW under the schedule."""
+def optimizer_of(config: Optimizer, steps: int, num_moves: int = 1) -> optax.GradientTransformation:
+    """Clipped AdamW under the schedule; all moves of a step have the same learning rate."""
+    schedule = schedule_of(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
-            schedule_of(config, steps),
+            schedule if num_moves == 1 else lambda count: schedule(jnp.asarray(count) // num_moves),
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
@@ -131,32 +135,79 @@ def make(
 
     gradients = jax.grad(loss, has_aux=True)
 
+    def rolled(params: Flat, held, target, moment, batch: Batch, key) -> Batch:
+        if objective.rollout is None:
+            return batch
+        one = functools.partial(objective.rollout, nested(lowered(params) | held), target)
+        # A key that no move has.
+        key = jax.random.fold_in(key, objective.num_moves)
+        return _by_parts(lambda *given: one(*given, moment), batch, key, micro_batches)
+
+    def move(before: tuple[Flat, Any], held, target, moment, batch: Batch, key):
+        params, optimized = before
+        one = functools.partial(gradients, params, held, target, moment)
+        grads, metrics = _accumulated(one, batch, key, micro_batches)
+        updates, optimized = optimizer.update(grads, optimized, params)
+        moved: Any = optax.apply_updates(params, updates)
+        return (moved, optimized), metrics | {"gradient": optax.tree.norm(grads)}
+
     def step(state: State, held, target, batch: Batch, key):
         key = jax.random.fold_in(key, state.step)
-        moment = Moment(state.step, num_steps)
-        if micro_batches == 1:
-            grads, metrics = gradients(state.params, held, target, moment, batch, key)
-        else:
-            one = functools.partial(gradients, state.params, held, target, moment)
-            grads, metrics = _accumulated(one, batch, key, micro_batches)
-        updates, moved = optimizer.update(grads, state.optimizer, state.params)
-        metrics |= {"gradient": optax.tree.norm(grads), "tokens": batch.weight.sum()}
-        params: Any = optax.apply_updates(state.params, updates)
-        return State(params=params, optimizer=moved, step=state.step + 1), metrics
+        moment, tokens = Moment(state.step, num_steps), batch.weight.sum()
+        batch = rolled(state.params, held, target, moment, batch, key)
+
+        def again(carry, key):
+            return move(carry, held, target, moment, batch, key)
+
+        first = state.params, state.optimizer
+        (params, optimized), metrics = _repeated(again, first, key, objective.num_moves)
+        after = State(params=params, optimizer=optimized, step=state.step + 1)
+        return after, metrics | {"tokens": tokens}
 
     return step
+
+
+def _repeated(
+    move: Callable[[Any, Array], tuple[Any, dict]], first: Any, key: Array, num_moves: int
+):
+    """`num_moves` moves one after the other, and the means of their metrics."""
+    if num_moves == 1:
+        return move(first, key)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_moves))
+    last, every = jax.lax.scan(move, first, keys)
+    return last, jax.tree.map(lambda values: values.mean(0), every)
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """The rows in parts, on an axis before theirs."""
+
+    def split(leaf: Array) -> Array:
+        # Neighbouring rows lie on one device, so a part takes every parts-th row of all.
+        return jnp.swapaxes(leaf.reshape(-1, parts, *leaf.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def _by_parts(make: Callable[[Batch, Array], Batch], batch: Batch, key: Array, parts: int) -> Batch:
+    """What `make` makes of a batch, part by part, in rows that split into the same parts again."""
+    if parts == 1:
+        return make(batch, key)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+    pieces = jax.lax.map(lambda given: make(*given), (_split(batch, parts), keys))
+
+    def join(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
+
+    return jax.tree.map(join, pieces)
 
 
 def _accumulated(
     gradients: Callable[[Batch, Array], tuple[Flat, dict]], batch: Batch, key: Array, parts: int
 ) -> tuple[Flat, dict]:
     """Means of gradients and metrics over parts of the rows, by the tokens that count in each."""
-
-    def split(leaf: Array) -> Array:
-        # Neighbouring rows lie on one device, so a part takes every parts-th row of all.
-        return jnp.swapaxes(leaf.reshape(-1, parts, *leaf.shape[1:]), 0, 1)
-
-    pieces = jax.tree.map(split, batch)
+    if parts == 1:
+        return gradients(batch, key)
+    pieces = _split(batch, parts)
     counts = pieces.weight.sum((1, 2))
     shares = counts / jnp.maximum(counts.sum(), 1e-9)
 

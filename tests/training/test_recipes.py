@@ -70,6 +70,8 @@ def small(recipe, folder):
         changes.append(f"target={runs.denoiser(folder / 'target')}")
     elif fills(recipe):
         changes.append("objective.mask_token=95")
+    if recipe == "cj_grpo":  # a random model's answers are never right as a whole
+        changes.append("objective.reward=share")
     return configs.read(shipped(recipe), changes)
 
 
@@ -106,6 +108,7 @@ SIGNATURES = {
     "export": ["params", "target"],
     "judge": ["params", "target_params", "batch", "key", "moment"],
     "features": ["target_params", "batch"],
+    "rollout": ["params", "target_params", "batch", "key", "moment"],
 }
 
 

@@ -1,5 +1,6 @@
 """Runs from end to end: resumed ones equal uninterrupted ones bit by bit, and what goes wrong."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -269,6 +270,53 @@ def test_all_parts_of_a_step_have_its_moment():
             state, found = run(state, {}, {}, batch, jax.random.key(0))
             assert float(found["share"]) == number / 8
         assert float(state.params["x"]) == -(0 + 1 + 2) / 8
+
+
+def test_all_moves_of_a_step_have_its_rollout():
+    """What a step begins with is x there, twice as many rows; each move sees that, in parts too."""
+
+    def rollout(params, target, batch, key, moment):
+        del target, key, moment
+        many = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), batch)
+        return dataclasses.replace(many, features=many.tokens * params["x"])
+
+    def loss(params, target, batch, key, moment):
+        del target, key, moment
+        seen = batch.features.mean()
+        return -params["x"], {"seen": seen, "rows": jnp.float32(len(batch.tokens))}
+
+    made = Objective(
+        init=lambda *_: Start({}),
+        loss=loss,
+        export=lambda *_: Export(),
+        rollout=rollout,
+        num_moves=3,
+    )
+    rows = jnp.ones((4, 3), jnp.int32)
+    batch = Batch(tokens=rows, positions=rows, segments=rows, weight=jnp.ones((4, 3)))
+    sgd = optax.sgd(1.0)
+    for parts in (1, 2, 4):
+        run = step.make(made, sgd, dtype=np.float32, num_steps=8, micro_batches=parts)
+        state = step.begin(step.Parts({"x": jnp.float32(0)}, {}), sgd)
+        for number in range(2):
+            state, found = run(state, {}, {}, batch, jax.random.key(0))
+            assert float(found["seen"]) == 3 * number and float(found["rows"]) == 8 / parts
+            assert float(found["tokens"]) == 12
+        assert float(state.params["x"]) == 6 and int(state.step) == 2
+
+
+def test_all_moves_of_a_step_have_its_learning_rate():
+    settings = config.Optimizer(lr=1.0, warmup_steps=2, clip=1e9)
+    once, often = (step.optimizer_of(settings, 6, num_moves) for num_moves in (1, 3))
+    params = {"x": jnp.float32(0)}
+    rates = []
+    for optimizer in (once, often):
+        state, found = optimizer.init(params), []
+        for _ in range(6):
+            updates, state = optimizer.update({"x": jnp.float32(1)}, state, params)
+            found.append(-float(updates["x"]))
+        rates.append(found)
+    np.testing.assert_allclose(rates[1], np.repeat(rates[0][:2], 3), rtol=1e-4)
 
 
 def test_a_warm_up_goes_on_where_it_was(tmp_path):
