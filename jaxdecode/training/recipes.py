@@ -244,6 +244,13 @@ RECIPES = {
         summary="as bd3, from autoregressive weights; late tokens of a block are masked more",
         measure="loss",
     ),
+    "dimple": Recipe(
+        objective="dimple",
+        method="dimple",
+        source="arXiv:2505.16990",
+        summary="autoregressive weights, on answers from left to right first, then in any order",
+        measure="loss",
+    ),
     "dparallel": Recipe(
         objective="dparallel",
         method="llada",
