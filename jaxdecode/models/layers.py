@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxdecode.core import ops
 from jaxdecode.core.attention import XLA, Backend, View, attention
 from jaxdecode.core.masks import MaskProgram
-from jaxdecode.models import layout, lora
+from jaxdecode.models import layout, lora, rounding
 from jaxdecode.models.config import ModelConfig
 from jaxdecode.models.rope import rotate
 
@@ -54,6 +54,14 @@ def _adapted(module: nn.Module, x: Array, out: Array) -> Array:
     return lora.add(adapter, x, out)
 
 
+def _as_read(module: nn.Module, x: Array) -> Array:
+    """What the product reads: `x`, or what is to be made of it first."""
+    if not module.has_variable("params", rounding.NAME):
+        return x
+    how: Any = module.get_variable("params", rounding.NAME)
+    return rounding.read(how, x)
+
+
 class Linear(nn.Module):
     """Product with a `[in, *features]` kernel, returned in `dtype`."""
 
@@ -67,7 +75,7 @@ class Linear(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0)
         kernel = self.param("kernel", init, (width, *self.features))
         kernel = _copy_for(self, x, layout.ONE_ROW, kernel)
-        out = _adapted(self, x, ops.linear(x, kernel, self.dtype))
+        out = _adapted(self, x, ops.linear(_as_read(self, x), kernel, self.dtype))
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, self.features).astype(out.dtype)
         return out
@@ -85,11 +93,12 @@ class OutputLinear(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
         kernel = self.param("kernel", init, (self.features, x.shape[-1]))
         many_rows = _copy_for(self, x, layout.MANY_ROWS, None)
+        rows = _as_read(self, x)
         if many_rows is not None:
-            out = ops.linear(x, many_rows, self.dtype)
+            out = ops.linear(rows, many_rows, self.dtype)
         else:
             one_row = _copy_for(self, x, layout.ONE_ROW, kernel)
-            out = ops.linear_transposed(x, one_row, self.dtype)
+            out = ops.linear_transposed(rows, one_row, self.dtype)
         out = _adapted(self, x, out)
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(out.dtype)

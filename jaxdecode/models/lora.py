@@ -23,7 +23,7 @@ NAME = "lora"
 # The part of a block that each product belongs to.
 PARTS = {"qkv": "attn", "o": "attn", "gate_up": "mlp", "down": "mlp"}
 # Products whose kernels are `[out, in]`.
-_TRANSPOSED = ("o", "down")
+TRANSPOSED = ("o", "down")
 
 Adapters = dict[str, Any]
 
@@ -51,7 +51,7 @@ def init(
     for name, own_key in zip(which, jax.random.split(key, len(which)), strict=True):
         shape = first[PARTS[name]][name]["kernel"].shape[0 if listed else 1 :]
         width, features = (
-            (shape[1], shape[:1]) if name in _TRANSPOSED else (shape[0], tuple(shape[1:]))
+            (shape[1], shape[:1]) if name in TRANSPOSED else (shape[0], tuple(shape[1:]))
         )
         a = jax.random.normal(own_key, (num, width, rank)) * (scale * width**-0.5)
         adapters.setdefault(PARTS[name], {})[name] = {
@@ -132,7 +132,7 @@ def _merged(layer: Mapping[str, Any], adapters: Adapters) -> Any:
     for part, name, adapter in _pairs(adapters):
         kernel = layer[part][name]["kernel"]
         more = jnp.tensordot(adapter["a"], adapter["b"], 1)
-        more = more.T if name in _TRANSPOSED else more
+        more = more.T if name in TRANSPOSED else more
         layer[part][name] = {
             **layer[part][name],
             "kernel": (kernel + more.astype(jnp.float32)).astype(kernel.dtype),
