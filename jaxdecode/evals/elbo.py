@@ -83,7 +83,7 @@ def bound(
     costs = np.zeros((draws, len(texts)))
     for first in range(0, len(texts), ROWS):
         members = list(range(first, min(first + ROWS, len(texts))))
-        tokens, length = _padded([texts[i] for i in members])
+        tokens, length = padded([texts[i] for i in members])
         offsets = rng.random(len(members))
         for draw in range(draws):
             masked, weight = np.zeros(tokens.shape, bool), np.ones(len(tokens))
@@ -99,7 +99,7 @@ def bound(
     return Bound(bits.mean(0), error, int(paid))
 
 
-def _padded(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def padded(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """ROWS rows of a length that few programs cover; what is added are copies that nobody reads."""
     width = -(-max(map(len, texts)) // 64) * 64
     rows = np.zeros((ROWS, width), np.int32)
@@ -133,18 +133,37 @@ def _cost(
     denoiser: Denoiser,
 ) -> Float[Array, "B"]:
     """Summed cost of the masked tokens, in nats."""
-    batch, width = tokens.shape
-    program = MaskProgram(
-        cached=jnp.zeros(batch, jnp.int32),
-        positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape),
-        num_new=length,
-        rule="block_causal" if denoiser.block else "bidirectional",
-        block=denoiser.block,
-    )
+    law = slot_laws(params, tokens, length, masked, target=target, denoiser=denoiser)
+    logprob = jnp.take_along_axis(law, tokens[..., None], 2)[..., 0]
+    return -jnp.where(masked, logprob, 0.0).sum(1)
+
+
+def slot_laws(
+    params: object,
+    tokens: Int[Array, "B T"],
+    length: Int[Array, "B"],
+    masked: Bool[Array, "B T"],
+    *,
+    target: Target,
+    denoiser: Denoiser,
+) -> Float[Array, "B T V"]:
+    """Log-probabilities of every slot, from a pass over texts with some slots masked."""
     entering = jnp.where(masked, denoiser.mask_token, tokens)
+    program = seen_whole(denoiser, length, tokens.shape[1])
     hidden = target.forward(params, entering, program, None).hidden
     if denoiser.shifted:
         hidden = jnp.roll(hidden, 1, axis=1)
     scores = target.logits(params, hidden).at[..., denoiser.mask_token].set(-jnp.inf)
-    logprob = jnp.take_along_axis(jax.nn.log_softmax(scores), tokens[..., None], 2)[..., 0]
-    return -jnp.where(masked, logprob, 0.0).sum(1)
+    return jax.nn.log_softmax(scores)
+
+
+def seen_whole(denoiser: Denoiser, length: Int[Array, "B"], width: int) -> MaskProgram:
+    """Mask of a pass over whole texts, as the model sees them."""
+    batch = length.shape[0]
+    return MaskProgram(
+        cached=jnp.zeros(batch, jnp.int32),
+        positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width)),
+        num_new=length,
+        rule="block_causal" if denoiser.block else "bidirectional",
+        block=denoiser.block,
+    )

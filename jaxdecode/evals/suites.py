@@ -109,7 +109,7 @@ def fill_lists(
         problems = lists.problems(task, size, count, seed)
         fewest = np.full(count, np.inf)
         for way in ways:
-            out = _run(lm, way, [p.prompt for p in problems], size, batch_size, seed)
+            out = fill(lm, way, [p.prompt for p in problems], size, batch_size, seed)
             right = np.asarray([p.accepts(t) for p, t in zip(problems, out.tokens, strict=True)])
             nfe = np.asarray([stats.nfe for stats in out.stats])
             fewest = np.where(right, np.minimum(fewest, nfe), fewest)
@@ -161,7 +161,7 @@ def check_vocabulary(lm: api.LanguageModel) -> None:
         )
 
 
-def _run(
+def fill(
     lm: api.LanguageModel,
     way: Trial,
     prompts: list[list[int]],
@@ -169,6 +169,7 @@ def _run(
     batch_size: int,
     seed: int,
 ) -> Generation:
+    """What a model writes after prompts in one way; prompt i has seed `seed + i`."""
     return api.generate(
         lm,
         prompts,
@@ -235,7 +236,7 @@ def write_text(
     tick()
     for way in ways:
         for _ in range(2):
-            out = _run(lm, way, begins, num_new, batch_size, seed)
+            out = fill(lm, way, begins, num_new, batch_size, seed)
         stats = out.stats
         seconds = sum(s.seconds for s in stats[::batch_size])
         counts = {
