@@ -151,8 +151,11 @@ def from_params(
     """Wraps parameters that are already in memory (`models.decoder.init_params`, training).
 
     By default the model ends where its tokenizer says. With a mesh, the parameters are split over
-    it, as `load` does; `attention` is as there.
+    it, as `load` does; `attention` is as there. No text is cut into the mask token of a model that
+    fills slots, as with `load`.
     """
+    if tokenizer is not None and config.denoiser is not None:
+        tokenizer = tokenizer.without(config.denoiser.mask_token)
     if end_tokens is None:
         end_tokens = tokenizer.stop_tokens if tokenizer else ()
     if mesh is not None:
