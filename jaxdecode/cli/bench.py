@@ -56,13 +56,17 @@ class Bench:
     """small (a dozen short prompts that come with us), a JSONL file, or - for stdin: lines as
     `generate --prompts` takes, with an optional "category", or those of Spec-Bench (its first
     turns). For models that fill slots also lists or parallelbench (list tasks, right answers by
-    steps; lists:9 for nine items), with --model oracle as one that knows every law; or text:FILE
-    (held-out text, quality by steps). These print Markdown."""
+    steps; lists:9 for nine items), with --model oracle as one that knows every law; text:FILE
+    (held-out text, quality by steps); dija:FILE (prompts with mask tokens in them). These print
+    Markdown."""
     methods: Annotated[str, arg(metavar="NAMES")] = "all"
     """Comma-separated: names, each perhaps with options (prompt_lookup:num_draft=4), "all",
     or a level (L0). The plain one is the baseline and always runs."""
     max_new_tokens: int = 128
     """Most new tokens per prompt."""
+    quantize: Annotated[str, arg(metavar="SETTINGS", help_behavior_hint="")] = ""
+    """With --suite lists or text:FILE: the same of the model with few bits, comma-separated
+    (w4g32,w8a8,w4a4:hadamard), or all."""
     num_prompts: int | None = None
     """Take so many prompts, spread over the categories; all by default."""
     batch_size: str = "1"
@@ -121,6 +125,8 @@ class Bench:
 
         if bench_suite.is_suite(self.suite):
             return bench_suite.run(self)
+        if self.quantize:
+            raise InputError("--quantize goes with --suite lists or text:FILE.")
         small = config_dir() / "suites" / "small.jsonl"
         lines = self._sampled(read_suite(str(small) if self.suite == SMALL else self.suite))
         self.check_outputs()
