@@ -4,7 +4,8 @@ What they are measured against is the sampler that decides one slot per step: it
 rule, summed over all canvases. A line whose rule decides more at once is heuristic by design, and
 is proven at the setting at which it decides one. A line that promises the tokens of another one is
 compared with it text by text. The control decides one more slot in every step; of drafts that are
-tested in order, it draws from the target's law where it should from the residual.
+tested in order, it draws from the target's law where it should from the residual. Insertions have a
+law of their own (`exactness_insert`).
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdecode import api, resolve
-from jaxdecode.core.protocols import Commit, Method
+from jaxdecode.core.protocols import Commit, Method, Verifier
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
-from jaxdecode.evals import filling, sampled, toys
+from jaxdecode.evals import exactness_insert, filling, sampled, toys
 from jaxdecode.evals.bench_lines import Line, reference
-from jaxdecode.sampling import confidence, residual
+from jaxdecode.sampling import confidence, noise, residual
 from jaxdecode.trees import walk
-from jaxdecode.verifiers import ranked
+from jaxdecode.verifiers import nested, ranked
 
 # Settings at which a rule decides one slot per step, by its file; each with the order it has.
 _ONE: dict[str, Any] = {"steps": 0, "schedule": "even"}
@@ -92,13 +93,19 @@ def provable(name: str) -> bool:
     """Whether there is a setting to prove the line at, or a line to compare it with."""
     entry = METHODS[name]
     plain = entry.verifier in SINGLE and entry.heads is None
-    return _copies(name) or (plain and entry.commit in STRICT and entry.drafter in WHOLE)
+    known = entry.commit in STRICT and entry.drafter in WHOLE
+    return _copies(name) or _inserts(name) or (plain and known)
 
 
 def _copies(name: str) -> bool:
     """Whether the line promises the tokens of another one."""
     entry = METHODS[name]
     return entry.level == "L0" and entry.reference != name and entry.heads is None
+
+
+def _inserts(name: str) -> bool:
+    """Whether the line inserts tokens where others fill slots."""
+    return METHODS[name].verifier == "insertion"
 
 
 def refuse(name: str) -> None:
@@ -114,6 +121,8 @@ def rows_needed(name: str, samples: int, twin_samples: int) -> int:
     """Rows that `prove` decodes."""
     if _copies(name):
         return 0
+    if _inserts(name):
+        return sampled.whole(samples) + sampled.whole(min(samples, twin_samples))
     cases = len(STRICT[METHODS[name].commit])
     rows = sampled.whole(samples // cases) + sampled.whole(min(samples, twin_samples) // cases)
     exact = METHODS[name].level in ("L0", "L1")
@@ -126,6 +135,8 @@ def prove(
     """Both proofs of one line, and both of its twin."""
     if _copies(name):
         return _prove_texts(name)
+    if _inserts(name):
+        return _prove_insertions(name, samples, twin_samples, progress)
     cases = STRICT[METHODS[name].commit]
     found = [
         _prove_case(
@@ -248,21 +259,34 @@ def _one_more(select, weights, request, canvas, window, candidates):
     return dataclasses.replace(decision, commit=decision.commit | (more & left))
 
 
-def _prove_texts(name: str) -> Found:
-    """Texts against those of the reference; the control is the reference at one step per block.
+def _prove_insertions(
+    name: str, samples: int, twin_samples: int, progress: Callable[[int], None] | None
+) -> Found:
+    cells = exactness_insert.counts(name, samples, progress)
+    wrong = exactness_insert.counts(name, min(samples, twin_samples), progress, broken=True)
+    law = exactness_insert.law()
+    p_values = (sampled.chi_square(found, law) for found in (cells, wrong))
+    return Found(None, next(p_values), None, next(p_values), int(cells.sum()), 0.0, None)
 
-    Blocks are short, so that there are several.
+
+def _prove_texts(name: str) -> Found:
+    """Texts against those of the reference.
+
+    Blocks are short, so that there are several. The control of a line that tries texts takes every
+    one of them for right; of another line it is the reference at one step per block.
     """
     blocks = {"block_length": TEXT_NEW // 3} if "block_length" in _options(name) else {}
     ours = Line(name, name, blocks)
     theirs = reference(ours)
-    broken = theirs._replace(options=theirs.options | {"steps": 1})
+    tries = METHODS[name].verifier == "nested"
+    broken = ours if tries else theirs._replace(options=theirs.options | {"steps": 1})
     laws = TEMPERATURES[:1] if "temperature" in METHODS[name].refuses else TEMPERATURES
     differ, control = [], []
     for temperature in laws:
         wanted = _texts(theirs, temperature)
         differ.append(_share(_texts(ours, temperature), wanted))
-        control.append(_share(_texts(broken, temperature), wanted))
+        wrong = _texts(broken, temperature, TRUSTING if tries else None)
+        control.append(_share(wrong, wanted))
     return Found(max(differ), None, min(control), None, 0, 0.0, None)
 
 
@@ -271,12 +295,27 @@ def _options(name: str) -> set[str]:
     return {field.name for field in dataclasses.fields(usual.drafter)}
 
 
-def _texts(line: Line, temperature: float) -> list[list[int]]:
+def _texts(line: Line, temperature: float, verifier: Verifier | None = None) -> list[list[int]]:
+    """What a line writes, with another verifier if one is given."""
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, toys.VOCAB - 1, 6).tolist() for _ in range(TEXTS)]
-    asked: dict[str, Any] = dict(max_new_tokens=TEXT_NEW, batch_size=TEXTS, temperature=temperature)
-    out = api.generate(toys.denoiser(), prompts, method=line.method, **asked, **line.options)
-    return out.tokens
+    asked = {"max_new_tokens": TEXT_NEW, "temperature": temperature, **line.options}
+    chosen, choice = resolve.split(line.method, asked)
+    engine = api._engine(toys.denoiser(), choice, None)
+    if verifier is not None:
+        engine.method = engine.method._replace(verifier=verifier)
+    keys = [noise.row_key(0, prompt) for prompt in prompts]
+    return api._decode(toys.denoiser(), engine, prompts, keys, chosen, TEXTS, None).tokens
+
+
+def _all_right(before, tried, number, slot, token):
+    """A walk that takes every text that was tried for one that was reached."""
+    del slot, token
+    return before & tried.valid[number]
+
+
+# One bundle for all calls: programs are kept by it.
+TRUSTING = nested.by_rule(_all_right)
 
 
 def _share(ours: list[list[int]], theirs: list[list[int]]) -> float:

@@ -62,7 +62,7 @@ def conditionals(
     assert lm.config.denoiser is not None and lm.config.denoiser.mask_token == size - 1
     digits = np.indices((size,) * num_new).reshape(num_new, -1).T
     rows = np.concatenate([np.tile(prompt, (len(digits), 1)), digits], 1).astype(np.int32)
-    scores = np.array(_scores(lm.params, rows, target=lm.target)[:, len(prompt) :], np.float64)
+    scores = np.array(scores_whole(lm.params, rows, target=lm.target)[:, len(prompt) :], np.float64)
     scores[..., size - 1] = -np.inf
     sharp = scores / temperature
     probs = np.exp(sharp - sharp.max(-1, keepdims=True))
@@ -71,7 +71,8 @@ def conditionals(
 
 
 @functools.partial(jax.jit, static_argnames="target")
-def _scores(params, rows, *, target):
+def scores_whole(params, rows, *, target):
+    """Scores of all positions of rows that see each other, `[B, T, V]`."""
     batch, width = rows.shape
     program = MaskProgram(
         cached=jnp.zeros(batch, jnp.int32),

@@ -144,7 +144,11 @@ def _run(ready: Setup, host: Canvas, keys: UInt32[Array, "B 2"]):
     # Every step decides something; more steps are for methods that take something back.
     steps = jnp.int32(4 * NUM_NEW)
     end = loop.run(weights, request, state, steps, target=ready.model.target, method=method)
-    return _cells(end.canvas.tokens, size=ready.model.config.vocab_size), end.stats
+    tokens = end.canvas.tokens
+    if method.commit is not None and method.drafter.outputs is not None:
+        # Slots in the order in which tokens came: the text is the drafter's.
+        tokens = method.drafter.outputs(end.drafter).tokens[:, 0]
+    return _cells(tokens, size=ready.model.config.vocab_size), end.stats
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -57,13 +57,14 @@ def model(*, blend: float = 0.0, sharpness: float = 1.5) -> api.LanguageModel:
 
 
 @functools.lru_cache
-def denoiser(*, sharpness: float = 1.5) -> api.LanguageModel:
+def denoiser(*, sharpness: float = 1.5, inserts: bool = False) -> api.LanguageModel:
     """A random model that fills undecided slots; the last of its tokens is the mask token.
 
     Args:
         sharpness: standard deviation of its scores.
+        inserts: it inserts tokens instead.
     """
-    built = config(denoiser=Denoiser(mask_token=VOCAB - 1))
+    built = config(denoiser=Denoiser(mask_token=VOCAB - 1, inserts=inserts))
     return api.from_params(built, _random(config(), 1, sharpness), name="toy")
 
 

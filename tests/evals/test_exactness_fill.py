@@ -9,7 +9,15 @@ import pytest
 
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
-from jaxdecode.evals import exactness, exactness_fill, filling, oracles, sampled, toys
+from jaxdecode.evals import (
+    exactness,
+    exactness_fill,
+    exactness_insert,
+    filling,
+    oracles,
+    sampled,
+    toys,
+)
 from tests.toys import FILL
 
 TABLE = ((0.5, 0.1), (0.1, 0.3))
@@ -109,6 +117,23 @@ def test_a_line_that_promises_the_tokens_of_another_is_compared_with_it(monkeypa
     monkeypatch.setitem(METHODS, "other", METHODS["fast_dllm"]._replace(level="L0", options=hasty))
     wrong = exactness.prove("other")
     assert not wrong.passed and wrong.variation > 0.1
+
+
+def test_the_law_of_insertions_sums_over_the_orders_of_two():
+    lm, prompt = toys.denoiser(inserts=True), (0, 1)
+    law = exactness_insert.law_of(lm, prompt, 2, 0.9)
+    first = exactness_insert.insertions(lm, prompt, np.zeros((1, 0), int), 0.9)[0, 0]
+    then = exactness_insert.insertions(lm, prompt, np.arange(6)[:, None], 0.9)
+    assert law.sum() == pytest.approx(1.0) and law[5].sum() == law[:, 5].sum() == 0
+    for a, b in ((0, 3), (2, 2), (4, 1)):
+        assert law[a, b] == pytest.approx(first[a] * then[a, 1, b] + first[b] * then[b, 0, a])
+
+
+def test_insertions_are_proven_and_their_twin_convicted(monkeypatch):
+    monkeypatch.setattr(sampled, "ROWS", 2048)
+    proof = exactness.prove("ilm", 8_000)
+    assert proof.passed, proof
+    assert proof.p_value > 1e-3 and proof.twin_p_value < 1e-6 and proof.samples == 8192
 
 
 def test_a_rule_without_a_setting_to_prove_is_refused(monkeypatch):
