@@ -157,9 +157,11 @@ def _method(name: str) -> Iterator[str]:
         f"**Seats** {seats}; shape of the draft: {entry.tree}",
     ]
     yield "\n".join(f"- {line}" for line in lines if line)
-    options = [
+    rows = (
         f"| `{option}` | `{value!r}` | {meaning} |" for option, value, meaning in _options(name)
-    ]
+    )
+    # Two seats may share their options.
+    options = list(dict.fromkeys(rows))
     if options:
         yield "\n".join(["| option | default | meaning |", "|---|---|---|", *options])
 
@@ -169,10 +171,18 @@ def _options(name: str) -> Iterator[tuple[str, Any, str]]:
     _, choice = resolve.split(name, {})
     for config in (choice.drafter, choice.verifier, choice.commit, choice.policy):
         if config is not None:
-            told = attributes(inspect.getdoc(type(config)) or "")
+            told = _told(type(config))
             for field in dataclasses.fields(config):
                 meaning = _plain(told.get(field.name, "")).replace("|", "\\|")
                 yield field.name, getattr(config, field.name), meaning
+
+
+def _told(config: type) -> dict[str, str]:
+    """What a class and those that it inherits from say of their fields."""
+    found: dict[str, str] = {}
+    for kind in reversed(config.__mro__):
+        found |= attributes(inspect.cleandoc(kind.__doc__ or ""))
+    return found
 
 
 def attributes(docstring: str) -> dict[str, str]:

@@ -348,14 +348,19 @@ def test_marked_blocks_and_those_of_sphinx_are_left_out():
     ]
 
 
-def test_every_page_of_the_index_exists_and_every_method_has_a_family(tmp_path):
+@pytest.fixture(scope="module")
+def families():
+    spec = importlib.util.spec_from_file_location("families", ROOT / "docs" / "families.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_page_of_the_index_exists_and_every_method_has_a_family(families, tmp_path):
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     named = re.findall(r"^([a-z_]+)$", index, flags=re.MULTILINE)
     assert named and all((ROOT / "docs" / f"{name}.md").is_file() for name in named)
-    spec = importlib.util.spec_from_file_location("families", ROOT / "docs" / "families.py")
-    assert spec and spec.loader
-    families = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(families)
     families.write_pages(tmp_path)
     text = "\n".join(page.read_text(encoding="utf-8") for page in tmp_path.glob("*.md"))
     assert re.findall(r"^## (.*)$", text, re.MULTILINE).count("What the files say") == 6
@@ -366,3 +371,10 @@ def test_every_page_of_the_index_exists_and_every_method_has_a_family(tmp_path):
     assert links and set(links) <= headings
     said = families.attributes("Options.\n\nAttributes:\n    a: one\n        two.\n    b: c\n")
     assert said == {"a": "one two.", "b": "c"}
+
+
+def test_what_a_method_says_of_its_options_is_whole(families):
+    """Every option has a meaning, inherited ones too, and none ends in the middle of a sentence."""
+    told = {(name, option): text for name in METHODS for option, _, text in families._options(name)}
+    assert [key for key, text in told.items() if not text.endswith(".")] == []
+    assert told["forced", "max_ngram"] == told["prompt_lookup", "max_ngram"]

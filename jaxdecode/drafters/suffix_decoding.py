@@ -41,8 +41,9 @@ class Config:
 
     Attributes:
         num_draft: most draft tokens per step.
-        max_spec_factor: draft tokens per matching token, and
-        max_spec_offset: draft tokens besides: together the bound on a draft's length.
+        max_spec_factor: draft tokens per matching token; with `max_spec_offset` the bound on a
+            draft's length.
+        max_spec_offset: draft tokens besides those of `max_spec_factor`.
         min_token_prob: a draft ends before the token whose probability by the counts, its
             ancestors' included, is below this.
         min_match: shortest suffix that counts as a match.
