@@ -108,13 +108,21 @@ def write_pages(folder: Path = FOLDER) -> None:
 
 def support_matrix() -> str:
     """The table of the README: every method, with a link to the file that makes it what it is."""
-    lines = ["| family | promise | needs | methods and their files |", "|---|---|---|---|"]
+    lines = ["| family | promise | needs | files in | methods |", "|---|---|---|---|---|"]
     for family in reversed(FAMILIES):
-        names = [name for name, entry in METHODS.items() if family_of(entry) is family]
-        levels = sorted({METHODS[name].level for name in names})
-        links = ", ".join(f"[`{name}`]({zoo.home(name)})" for name in names)
-        lines.append(f"| {family.title} | {', '.join(levels)} | {family.needs} | {links} |")
+        homes = {name: zoo.home(name) for name in sorted(METHODS) if _in(family, name)}
+        for folder in sorted({Path(file).parent for file in homes.values()}):
+            names = [name for name, file in homes.items() if Path(file).parent == folder]
+            levels = ", ".join(sorted({METHODS[name].level for name in names}))
+            links = ", ".join(f"[`{name}`]({homes[name]})" for name in names)
+            lines.append(
+                f"| {family.title} | {levels} | {family.needs} | `{folder.name}/` | {links} |"
+            )
     return "\n".join(lines) + "\n"
+
+
+def _in(family: Family, name: str) -> bool:
+    return family_of(METHODS[name]) is family
 
 
 def renew_readme(path: Path) -> None:

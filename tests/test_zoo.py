@@ -23,6 +23,16 @@ def test_the_readme_names_the_file_of_every_method():
     assert all((ROOT / file).is_file() for file in links.values())
 
 
+def test_the_table_of_the_readme_is_in_order():
+    """A name is found by eye: families by folder, and names by the alphabet."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| `(\w+)/` \| (\[`.*) \|$", readme, flags=re.MULTILINE)
+    for folder, links in rows:
+        found = re.findall(r"\[`(\w+)`\]\(jaxdecode/(\w+)/", links)
+        assert found == sorted(found) and {where for _, where in found} == {folder}
+    assert sum(links.count("](") for _, links in rows) == len(METHODS)
+
+
 def test_the_file_of_a_method_is_the_one_it_shares_least():
     files = {
         "spectr": "verifiers/kseq",
