@@ -14,11 +14,13 @@ import jaxdecode  # noqa: E402
 project = "jaxdecode"
 author = "the authors of jaxdecode"
 version = release = jaxdecode.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"jaxdecode {release}"
 html_copy_source = False
+# Notebooks are shown as they are; tests/test_notebooks.py runs them.
+nb_execution_mode = "off"
 # Anchors for headings, so that a page can be linked to in the middle.
 myst_heading_anchors = 3
 # Types are in the signatures; docstrings say what they mean.

@@ -361,6 +361,8 @@ def test_every_page_of_the_index_exists_and_every_method_has_a_family(families, 
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     named = re.findall(r"^([a-z_]+)$", index, flags=re.MULTILINE)
     assert named and all((ROOT / "docs" / f"{name}.md").is_file() for name in named)
+    shown = re.findall(r"^notebooks/(\w+)$", index, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(x.stem for x in (ROOT / "docs" / "notebooks").glob("*.ipynb"))
     families.write_pages(tmp_path)
     text = "\n".join(page.read_text(encoding="utf-8") for page in tmp_path.glob("*.md"))
     assert re.findall(r"^## (.*)$", text, re.MULTILINE).count("What the files say") == 6

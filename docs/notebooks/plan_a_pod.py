@@ -1,6 +1,7 @@
 # ---
 # jupyter:
 #   kernelspec: {display_name: Python 3, language: python, name: python3}
+#   language_info: {name: python, pygments_lexer: ipython3}
 # ---
 
 # %% [markdown]
@@ -43,4 +44,4 @@ model, topology, mesh, context = (
 
 # %% [markdown]
 # `--search` tries every mesh that fits. When the plan is right, `tpu_scripts` creates the slice, installs, runs
-# and fetches results: see the page on TPU pods.
+# and fetches results: see [TPU pods](../tpu_pods.md).
