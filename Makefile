@@ -63,7 +63,8 @@ docs: dev ## Renew the tables of methods in docs/methods.md and README.md.
 	$(BIN)/python docs/families.py
 
 notebooks: dev ## Renew the notebooks from their scripts in docs/notebooks.
-	$(BIN)/jupytext --quiet --to ipynb docs/notebooks/*.py
+	# Cells that stay the same keep their ids.
+	$(BIN)/jupytext --quiet --update --to ipynb docs/notebooks/*.py
 
 site: $(VENV)/.installed-docs ## Build the documentation into docs/_build; warnings are errors.
 	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going docs docs/_build

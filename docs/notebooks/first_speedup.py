@@ -12,25 +12,12 @@
 # training, no second model. Runs on a CPU, a GPU or a TPU.
 
 # %%
-# Installs what fits this runtime, and nothing where jaxdecode is there already. SOURCE may be a path
-# of a checkout, a wheel or a git address.
-import importlib.util, os, shutil, subprocess, sys
-
-SOURCE = os.environ.get("JAXDECODE_SOURCE", "jaxdecode")
-if importlib.util.find_spec("jaxdecode") is None:
-    tpu = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
-    extra = "tpu" if tpu else "cuda13" if shutil.which("nvidia-smi") else "plots"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{SOURCE}[{extra}]"], check=True)
-
-import jax
+# Where jaxdecode is installed, this does nothing. Elsewhere, as in Colab, put a wheel or a git address in place
+# of the name, for no package index has it yet; [cuda13] or [tpu] behind it if doctor asks for that.
+# %pip install -q jaxdecode
+# !jaxdecode doctor
 
 import jaxdecode as jd
-
-print(
-    f"jaxdecode {jd.__version__}, jax {jax.__version__}:", *{d.device_kind for d in jax.devices()}
-)
-# What is run automatically takes small settings.
-SMALL = bool(os.environ.get("JAXDECODE_SMALL"))
 
 # %% [markdown]
 # SmolLM2-135M-Instruct (98 MB, Apache-2.0) is fetched once; any Llama, Qwen, Mistral or Gemma 3 checkpoint
@@ -41,6 +28,7 @@ lm = jd.load("smollm2-135m")
 question = {
     "messages": [{"role": "user", "content": "Why is the sky blue? Answer in two sentences."}]
 }
+SMALL = False  # True: seconds in place of minutes
 new = 24 if SMALL else 128
 for piece in jd.stream(lm, question, max_new_tokens=new):
     print(piece, end="", flush=True)

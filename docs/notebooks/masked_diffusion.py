@@ -11,25 +11,12 @@
 # Dream, Fast-dLLM v2); here we train a small one of characters from nothing, on a text of any kind.
 
 # %%
-# Installs what fits this runtime, and nothing where jaxdecode is there already. SOURCE may be a path
-# of a checkout, a wheel or a git address.
-import importlib.util, os, shutil, subprocess, sys
-
-SOURCE = os.environ.get("JAXDECODE_SOURCE", "jaxdecode")
-if importlib.util.find_spec("jaxdecode") is None:
-    tpu = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
-    extra = "tpu" if tpu else "cuda13" if shutil.which("nvidia-smi") else "plots"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{SOURCE}[{extra}]"], check=True)
-
-import jax
+# Where jaxdecode is installed, this does nothing. Elsewhere, as in Colab, put a wheel or a git address in place
+# of the name, for no package index has it yet; [cuda13] or [tpu] behind it if doctor asks for that.
+# %pip install -q jaxdecode
+# !jaxdecode doctor
 
 import jaxdecode as jd
-
-print(
-    f"jaxdecode {jd.__version__}, jax {jax.__version__}:", *{d.device_kind for d in jax.devices()}
-)
-# What is run automatically takes small settings.
-SMALL = bool(os.environ.get("JAXDECODE_SMALL"))
 
 # %%
 import pathlib, tempfile
@@ -39,6 +26,7 @@ work = pathlib.Path(tempfile.mkdtemp())
 verse = "the sun is up, the sky is blue, the wind is warm, the day is new. "
 (work / "train.txt").write_text(verse * 400)
 (work / "held_out.txt").write_text(verse * 40)
+SMALL = False  # True: seconds in place of minutes
 steps = 40 if SMALL else 600
 config = f"""
 recipe: mdlm

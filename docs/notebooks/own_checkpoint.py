@@ -11,23 +11,12 @@
 # folders. Round trips are bit-identical, every byte that is loaded is checked, and pickle files are refused.
 
 # %%
-# Installs what fits this runtime, and nothing where jaxdecode is there already. SOURCE may be a path
-# of a checkout, a wheel or a git address.
-import importlib.util, os, shutil, subprocess, sys
-
-SOURCE = os.environ.get("JAXDECODE_SOURCE", "jaxdecode")
-if importlib.util.find_spec("jaxdecode") is None:
-    tpu = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
-    extra = "tpu" if tpu else "cuda13" if shutil.which("nvidia-smi") else "plots"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{SOURCE}[{extra}]"], check=True)
-
-import jax
+# Where jaxdecode is installed, this does nothing. Elsewhere, as in Colab, put a wheel or a git address in place
+# of the name, for no package index has it yet; [cuda13] or [tpu] behind it if doctor asks for that.
+# %pip install -q jaxdecode
+# !jaxdecode doctor
 
 import jaxdecode as jd
-
-print(f"jaxdecode {jd.__version__}, jax {jax.__version__}:", *{d.device_kind for d in jax.devices()})
-# What is run automatically takes small settings.
-SMALL = bool(os.environ.get("JAXDECODE_SMALL"))
 
 # %% [markdown]
 # To have a folder like yours, we write one. Put the path of your model here instead.

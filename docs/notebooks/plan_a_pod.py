@@ -12,29 +12,13 @@
 # draft tokens are worth checking. No weights and no accelerator are needed. Use a CPU runtime.
 
 # %%
-# Installs what fits this runtime, and nothing where jaxdecode is there already. SOURCE may be a path
-# of a checkout, a wheel or a git address.
-import importlib.util, os, shutil, subprocess, sys
-
-SOURCE = os.environ.get("JAXDECODE_SOURCE", "jaxdecode")
-if importlib.util.find_spec("jaxdecode") is None:
-    tpu = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
-    extra = "tpu" if tpu else "cuda13" if shutil.which("nvidia-smi") else "plots"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{SOURCE}[{extra}]"], check=True)
-
-import jax
-
-import jaxdecode as jd
-
-print(f"jaxdecode {jd.__version__}, jax {jax.__version__}:", *{d.device_kind for d in jax.devices()})
-# What is run automatically takes small settings.
-SMALL = bool(os.environ.get("JAXDECODE_SMALL"))
+# Where jaxdecode is installed, this does nothing. Elsewhere, as in Colab, put a wheel or a git address in place
+# of the name, for no package index has it yet. [tpu] is the compiler for TPUs, [gpu-aot] that for GPUs.
+# %pip install -q "jaxdecode[tpu]"
+# !jaxdecode doctor
 
 # %%
-import importlib.util
-
-if importlib.util.find_spec("libtpu") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "libtpu"], check=True)
+SMALL = False  # True: seconds in place of minutes
 model, topology, mesh, context = (
     ("smollm2-135m", "v5e:2x2", "data=4,model=1", 512) if SMALL else ("llama3-8b", "v5e:4x4", "data=2,model=8", 2048)
 )

@@ -12,23 +12,12 @@
 # answers, and the result decodes. A good drafter takes hours on a GPU; this shows every step in minutes.
 
 # %%
-# Installs what fits this runtime, and nothing where jaxdecode is there already. SOURCE may be a path
-# of a checkout, a wheel or a git address.
-import importlib.util, os, shutil, subprocess, sys
-
-SOURCE = os.environ.get("JAXDECODE_SOURCE", "jaxdecode")
-if importlib.util.find_spec("jaxdecode") is None:
-    tpu = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
-    extra = "tpu" if tpu else "cuda13" if shutil.which("nvidia-smi") else "plots"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{SOURCE}[{extra}]"], check=True)
-
-import jax
+# Where jaxdecode is installed, this does nothing. Elsewhere, as in Colab, put a wheel or a git address in place
+# of the name, for no package index has it yet; [cuda13] or [tpu] behind it if doctor asks for that.
+# %pip install -q jaxdecode
+# !jaxdecode doctor
 
 import jaxdecode as jd
-
-print(f"jaxdecode {jd.__version__}, jax {jax.__version__}:", *{d.device_kind for d in jax.devices()})
-# What is run automatically takes small settings.
-SMALL = bool(os.environ.get("JAXDECODE_SMALL"))
 
 # %%
 import json, pathlib, tempfile
@@ -36,6 +25,7 @@ import json, pathlib, tempfile
 work = pathlib.Path(tempfile.mkdtemp())
 topics = "rain,bread,trains,bees,chess,rivers,paper,winter,bicycles,music,stars,tea".split(",")
 asks = ("Tell me about {}.", "Why do people like {}?", "Write two sentences about {}.")
+SMALL = False  # True: seconds in place of minutes
 asks = asks[: 1 if SMALL else 3]
 lines = [{"messages": [{"role": "user", "content": ask.format(t)}]} for t in topics for ask in asks]
 (work / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
