@@ -19,11 +19,11 @@ if TYPE_CHECKING:
         load_heads,
         methods,
         stream,
-        warmup,
     )
     from jaxdecode.many import generate_many
     from jaxdecode.results import Generation, RowStats
     from jaxdecode.training.run import Run, train
+    from jaxdecode.warm import warmup, warmup_many
 
 __all__ = [
     "Generation",
@@ -41,6 +41,7 @@ __all__ = [
     "stream",
     "train",
     "warmup",
+    "warmup_many",
 ]
 _HOMES = {
     "Generation": "results",
@@ -48,6 +49,8 @@ _HOMES = {
     "Run": "training.run",
     "generate_many": "many",
     "train": "training.run",
+    "warmup": "warm",
+    "warmup_many": "warm",
 }
 
 

@@ -1,4 +1,4 @@
-"""The public functions: load, generate, stream, warmup, methods, explain."""
+"""The public functions: load, generate, infill, stream, methods, explain."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 from jaxdecode import costs, resolve, template
 from jaxdecode import engine as engines
 from jaxdecode.constraints.matcher import checked, matchers
-from jaxdecode.constraints.rules import ANYTHING, Rule
+from jaxdecode.constraints.rules import Rule
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert import vocab
 from jaxdecode.convert.heads import Heads as Heads
@@ -264,55 +264,6 @@ def _stream(lm, tokens, engine, options, on_finish) -> Iterator[str]:
         on_finish(collect([row_result(lm.tokenizer, last, 0, len(tokens), options)]))
 
 
-def warmup(
-    lm: LanguageModel,
-    *,
-    method: str = "ar",
-    draft: LanguageModel | None = None,
-    heads: Heads | str | Path | None = None,
-    batch_sizes: Sequence[int] = (1,),
-    max_length: int = 1024,
-    requests: Sequence[tuple[int, int]] | None = None,
-    **options: Any,
-) -> None:
-    """Compiles every program that requests of these sizes can need, so that none compiles later.
-
-    Args:
-        lm: the model.
-        method: name from `methods()`.
-        draft: the draft model of methods that need one.
-        heads: the trained heads of methods that need some.
-        batch_sizes: batch sizes that will be used.
-        max_length: longest prompt plus new tokens that will be used.
-        requests: in place of everything up to max_length, the pairs (tokens of the longest prompt
-            of a batch, max_new_tokens) that will be used.
-        **options: options that will be switched on (top_p, stop, ...): each set of features is a
-            program of its own; values do not matter.
-    """
-    # A constrained text has to end where its constraint says.
-    if all(options.get(name) is None for name in CONSTRAINTS):
-        options["ignore_eos"] = True
-    chosen, choice = resolve.split(method, options)
-    if choice.entry.policy is not None:
-        raise InputError(
-            f"method {method!r} runs two models by turns; warm up each of them with method='ar'."
-        )
-    engine = _engine(lm, choice, draft, heads)
-    if requests is None:
-        sizes = engines.shapes(min(max_length, lm.config.max_length), engine.slack)
-    else:
-        sizes = engines.distinct(requests, lm.config.max_length, engine.slack)
-    for batch in sorted({engines.batch_bucket(size, lm.mesh) for size in batch_sizes}):
-        keys = [noise.row_key(0, [0])] * batch
-        for length, new in sizes:
-            asked = dataclasses.replace(chosen, max_new_tokens=new)
-            rows, forms = [[0] * length] * batch, [rule and ANYTHING for rule in asked.rules(1)]
-            engine.memory = None
-            for _ in range(2 if engine.method.drafter.remember else 1):
-                for _ in _run(lm, engine, rows, keys, asked, iter([1]), forms * batch):
-                    pass
-
-
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
@@ -360,9 +311,12 @@ def _draft_weights(lm: LanguageModel, draft: LanguageModel) -> DraftWeights:
 
 
 def _run(
-    lm, engine, prompts, keys, options, steps, forms=(), watch=None
+    lm, engine, prompts, keys, options, steps, forms=(), watch=None, slots=None
 ) -> Iterator[engines.Snapshot]:
-    """Runs one batch; `forms` are its rows' constraints, `watch` is told of every step."""
+    """Runs one batch; `forms` are its rows' constraints, `watch` is told of every step.
+
+    Without `slots`, the canvas is as long as the prompts need.
+    """
     asked = lm.tokenizer, lm.config.vocab_size, ends(options, lm.end_tokens)
     grammars = matchers(forms, *asked, fills=engine.method.commit is not None)
     request = make_request(
@@ -374,9 +328,10 @@ def _run(
         end_tokens=lm.end_tokens,
         matchers=grammars,
     )
-    costs.with_prices(engine, request, engines.slots_of(engine, prompts, options.max_new_tokens))
+    slots = slots or engines.slots_of(engine, prompts, options.max_new_tokens)
+    costs.with_prices(engine, request, slots)
     steps = steps or itertools.repeat(STEPS_PER_CALL)
-    snapshots = engines.run(engine, request, prompts, options.max_new_tokens, steps, watch)
+    snapshots = engines.run(engine, request, prompts, options.max_new_tokens, steps, watch, slots)
     return checked(snapshots, grammars)
 
 

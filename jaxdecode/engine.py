@@ -143,6 +143,7 @@ def run(
     max_new_tokens: int,
     steps: Iterator[int],
     watch: Watch | None = None,
+    slots: int | None = None,
 ) -> Iterator[Snapshot]:
     """Decodes a batch, yielding a snapshot after each of `steps` many steps until all are done.
 
@@ -154,11 +155,12 @@ def run(
         steps: steps per call; every new value costs nothing.
         watch: sees the record of every step. The host then takes one step at a time, whatever
             `steps` says, which is slower.
+        slots: of the canvas; without them, as many as the prompts need.
     """
     parts: Any = {"target": engine.model.target, "method": engine.method}
     begin = time.perf_counter()
     request = place.rows(request, engine.model.mesh, request.key.shape[0])
-    state = prefilled(engine, request, prompts, max_new_tokens)
+    state = prefilled(engine, request, prompts, max_new_tokens, slots)
     for num_steps in steps:
         record = None
         if watch is None:

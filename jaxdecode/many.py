@@ -134,25 +134,46 @@ def decode(
                 f"{kind} must be one for all prompts here: how many come is not known."
             )
     engine = None
-    # The only row of a batch has nobody to wait for.
-    if refilled and batch_size > 1:
-        engine, why = _open_engine(lm, choice, draft, heads, chosen)
-        if why is not None:
-            if on_fixed is None:
-                raise UnsupportedError(f"{why}; ask for fixed batches: refilled=False.")
-            on_fixed(why)
+    if lets_in(refilled, batch_size):
+        engine = engine_of(lm, choice, draft, heads, chosen, on_fixed)
     if engine is None:
         given: dict[str, Any] = {"method": method, "draft": draft, "heads": heads, **options}
         return _in_batches(lm, asked, n, batch_size, look_ahead, given)
     rows = refill.run(
         engine,
         _rows(asked, n),
-        request_of=functools.partial(_request, lm, chosen),
+        request_of=functools.partial(request_of, lm, chosen),
         max_new_tokens=chosen.max_new_tokens,
         batch_size=batch_size,
         look_ahead=look_ahead,
     )
     return _joined(lm, rows, chosen, n)
+
+
+def lets_in(refilled: bool, batch_size: int) -> bool:
+    """Whether rows come into a running batch; the only row of one has nobody to wait for."""
+    return refilled and batch_size > 1
+
+
+def engine_of(
+    lm: LanguageModel,
+    choice: resolve.Choice,
+    draft: LanguageModel | None,
+    heads: Heads | str | Path | None,
+    chosen: Options,
+    on_fixed: Callable[[str], None] | None = None,
+) -> Engine | None:
+    """What lets rows in; None for fixed batches, if somebody wants to hear why.
+
+    Raises:
+        UnsupportedError: rows cannot be let in, and nobody wants to.
+    """
+    engine, why = _open_engine(lm, choice, draft, heads, chosen)
+    if why is not None:
+        if on_fixed is None:
+            raise UnsupportedError(f"{why}; ask for fixed batches: refilled=False.")
+        on_fixed(why)
+    return engine
 
 
 def _open_engine(
@@ -170,12 +191,13 @@ def _open_engine(
     if lm.mesh is not None:
         return None, "the model lies on several devices, where rows cannot come into a batch"
     engine = api._engine(lm, choice, draft, heads)
-    if refill.shared_state(engine, functools.partial(_request, lm, chosen)):
+    if refill.shared_state(engine, functools.partial(request_of, lm, chosen)):
         return None, f"under method {choice.name!r} the rows of a batch share what it learns"
     return engine, None
 
 
-def _request(lm: LanguageModel, chosen: Options, batch: int) -> Request:
+def request_of(lm: LanguageModel, chosen: Options, batch: int) -> Request:
+    """Arrays of the options for a batch of so many rows, without their noise."""
     keys = [np.zeros(2, np.uint32)] * batch
     own: dict[str, Any] = {"tokenizer": lm.tokenizer, "config": lm.config}
     return make_request(chosen, keys, batch=batch, end_tokens=lm.end_tokens, **own)

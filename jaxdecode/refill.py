@@ -10,7 +10,7 @@ drafter may carry from batch to batch (L0 only) passes from the rows before to t
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -153,6 +153,48 @@ def run(
         yield from running.decode(ahead)
 
 
+def warm(
+    engine: Engine,
+    *,
+    request_of: Callable[[int], Request],
+    lengths: Iterable[int],
+    max_new_tokens: int,
+    batch_size: int,
+) -> None:
+    """Compiles what `run` needs for prompts of these lengths: decodes a token of each kind.
+
+    Args:
+        engine: as for `run`; what its drafter remembers afterwards means nothing.
+        request_of: as for `run`.
+        lengths: tokens of the prompts that will come.
+        max_new_tokens: as for `run`.
+        batch_size: as for `run`.
+    """
+    batch = engines.batch_bucket(batch_size)
+    requests = request_of(batch), request_of(few(batch))
+    remember = engine.method.drafter.remember
+    pairs = [(length, max_new_tokens) for length in lengths]
+    for slots, prompts in _by_slots(engine, pairs).items():
+        costs.with_prices(engine, requests[0], slots)
+        engine.memory = None
+        # With and without something to remember. The first prompt again: into a batch that ran.
+        for _ in range(1 if remember is None else 2):
+            running = _Running(engine, requests, slots, batch_size, max_new_tokens=1)
+            for prompt in [*prompts, prompts[0]]:
+                running.decode_one(Row(None, prompt, np.zeros(2, np.uint32)))
+            if remember is not None:
+                engine.memory = remember(running.state.drafter)
+
+
+def _by_slots(engine: Engine, pairs: Sequence[tuple[int, int]]) -> dict[int, list[np.ndarray]]:
+    """A prompt for every way to prefill rows of these lengths, by the slots of their canvas."""
+    found: dict[int, list[np.ndarray]] = {}
+    for length, new in engines.distinct(pairs, engine.model.config.max_length, engine.slack):
+        prompt: Any = np.zeros(length, np.int32)
+        found.setdefault(engines.slots_of(engine, [prompt], new), []).append(prompt)
+    return found
+
+
 class _Running:
     """A batch under way whose canvas has a given number of slots."""
 
@@ -186,6 +228,13 @@ class _Running:
                 return
             ahead.fill()
             finished = self._finished()
+
+    def decode_one(self, row: Row) -> None:
+        """Decodes this row alone, for no result."""
+        self._insert([row])
+        while self.members:
+            self._start()
+            self._finished()
 
     def _insert(self, new: list[Row]) -> None:
         """Prefills rows and moves them to free places."""

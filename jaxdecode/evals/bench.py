@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdecode import api
+from jaxdecode import api, warm
 from jaxdecode import engine as engines
 from jaxdecode.core.registry import METHODS
 from jaxdecode.evals import ties
@@ -104,7 +104,7 @@ def _warm(
         needs.setdefault(size, set()).add((longest, plan.max_new_tokens))
     for line in plan.lines:
         for size, requests in needs.items():
-            api.warmup(
+            warm.warmup(
                 lm,
                 method=line.method,
                 **given.of(line),

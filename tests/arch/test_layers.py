@@ -40,6 +40,7 @@ RANKS = {
     "zoo": 8.5,
     "api": 9,
     "many": 9.2,
+    "warm": 9.3,
     "plan": 9.5,
     "evals": 10,
     "training": 10.5,
