@@ -9,23 +9,30 @@ from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError, TraceError
 from jaxdecode.trace.steps import TreeStep, replay
 from tests import toys
+from tests.contract.test_fill import HALF, blocks
 from tests.trace import made
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
-# A line per way of drafting, checking and filling.
-TREES = ("ar", "prompt_lookup", "token_recycling", "auto", "lookahead", "draft_model", "spectr")
-FILLS = ("llada", "fast_dllm", "rcr", "assd")
+# They write several texts, insert, or call the loop by pieces: there is no trace of them.
+ELSEWHERE = ("superposed", "ilm", "specreason")
+# A line per way of drafting, checking and filling; the others run with the slow tests.
+FEW = ("ar", "prompt_lookup", "token_recycling", "auto", "lookahead", "draft_model", "spectr")
+FEW += ("llada", "fast_dllm", "rcr", "assd")
+NAMES = [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*toys.LOOP, *toys.FILL)
+    if name not in ELSEWHERE
+]
 
 
 def generate(name, prompts=PROMPTS, **asked):
     lm = toys.filler(name) if METHODS[name].fills else toys.model()
-    blocks = {"block_length": 8} if "block_length" in METHODS[name].options else {}
-    given = {"max_new_tokens": 17, "batch_size": 2} | blocks | toys.helpers(name, lm)
-    return jd.generate(lm, prompts, method=name, **given | asked)
+    given = {"max_new_tokens": 17, "batch_size": 2} | blocks(name) | HALF.get(name, {})
+    return jd.generate(lm, prompts, method=name, **given | toys.helpers(name, lm) | asked)
 
 
 @pytest.mark.parametrize("law", [{}, {"temperature": 0.9, "seed": 4}])
-@pytest.mark.parametrize("name", [*TREES, *FILLS])
+@pytest.mark.parametrize("name", NAMES)
 def test_steps_rebuild_the_text_and_tracing_changes_nothing(name, law):
     out, plain = generate(name, trace=True, **law), generate(name, **law)
     assert plain.trace is None and out.tokens == plain.tokens and out.steps == plain.steps
@@ -83,7 +90,7 @@ def test_samples_have_rows_of_their_own():
     out.trace.check()
 
 
-@pytest.mark.parametrize("name", ["superposed", "ilm", "specreason"])
+@pytest.mark.parametrize("name", ELSEWHERE)
 def test_methods_that_write_elsewhere_are_refused(name):
     with pytest.raises(InputError, match=f"'{name}' does not write token by token"):
         generate(name, trace=True)
