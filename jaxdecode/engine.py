@@ -175,8 +175,6 @@ def run(
             yield Snapshot(canvas, stats, time.perf_counter() - begin, outputs)
             return
         yield Snapshot(canvas, stats, time.perf_counter() - begin)
-    # Only a warm-up runs out of steps: it compiles what an end would need too.
-    _end(engine, state)
 
 
 def _end(engine: Engine, state: DecodeState) -> Any:
