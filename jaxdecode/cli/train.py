@@ -179,5 +179,5 @@ def _measured(line: Mapping[str, Any]) -> str:
         return f"step {line['step']}: loss {line['held_out_loss']:.4f} on held-out texts"
     text = f"step {line['step']}: {line['acceptance_length']:.3f} tokens per step"
     if line.get("differing"):
-        text += f", {line['differing']} prompts differ from plain decoding"
+        text += f"; texts that differ from plain decoding: {line['differing']}"
     return text
