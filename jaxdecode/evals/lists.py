@@ -102,7 +102,7 @@ def examples(
     """Lines of training data: problems of these tasks, each with one of its right answers."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        problem = _drawn(tasks[rng.integers(len(tasks))], size, rng)
+        problem = _drawn(tasks[int(rng.integers(len(tasks)))], size, rng)
         prompt = problem.prompt
         yield {"tokens": [*prompt, *problem.solution(rng)], "prompt_length": len(prompt)}
 
