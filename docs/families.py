@@ -43,6 +43,15 @@ class Family(NamedTuple):
 
 FAMILIES = (
     Family(
+        "continuous",
+        "Texts as vectors",
+        "Denoise all places of a text at once, as vectors, in a loop of their own, and round them "
+        "to tokens at the end. Need parts that were trained for it: `heads=` or `--heads FOLDER`. "
+        "See [continuous diffusion](../continuous.md).",
+        "trained parts",
+        lambda entry: entry.continuous is not None,
+    ),
+    Family(
         "filling_exact",
         "Filling slots, one law",
         "Need a model that fills undecided slots in any order, and keep the promise of their level "
@@ -177,12 +186,11 @@ def _method(name: str) -> Iterator[str]:
 def _options(name: str) -> Iterator[tuple[str, Any, str]]:
     """Options of the method's own, their defaults and what they mean."""
     _, choice = resolve.split(name, {})
-    for config in (choice.drafter, choice.verifier, choice.commit, choice.policy):
-        if config is not None:
-            told = _told(type(config))
-            for field in dataclasses.fields(config):
-                meaning = _plain(told.get(field.name, "")).replace("|", "\\|")
-                yield field.name, getattr(config, field.name), meaning
+    for config in choice.configs:
+        told = _told(type(config))
+        for field in dataclasses.fields(config):
+            meaning = _plain(told.get(field.name, "")).replace("|", "\\|")
+            yield field.name, getattr(config, field.name), meaning
 
 
 def _told(config: type) -> dict[str, str]:
@@ -209,6 +217,8 @@ def attributes(docstring: str) -> dict[str, str]:
 
 
 def _files(entry: Entry) -> list[str]:
+    if entry.continuous:
+        return [f"continuous/{entry.continuous}.py"]
     seats = [("drafters", entry.drafter)]
     seats.append(("commits", entry.commit) if entry.fills else ("verifiers", entry.verifier))
     if entry.fills and entry.verifier != "denoise":

@@ -12,6 +12,7 @@ from jaxdecode import costs, resolve, template
 from jaxdecode import engine as engines
 from jaxdecode.constraints.matcher import checked, matchers
 from jaxdecode.constraints.rules import Rule
+from jaxdecode.continuous import write as continuous
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert import vocab
 from jaxdecode.convert.heads import Heads as Heads
@@ -85,6 +86,11 @@ def generate(
     rows = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed for seed in chosen.seeds(len(prompts)) for _ in range(n)]
     keys = [noise.row_key(seeds[i], row, sample=i % n) for i, row in enumerate(rows)]
+    if choice.continuous is not None:
+        resolve.check_draft(method, given=draft is not None)
+        if trace:
+            _check_one_text(None, choice, "so it cannot be traced")
+        return continuous.run(lm, choice, heads, rows, keys, chosen, batch_size, progress)
     forms = [rule for rule in chosen.rules(len(prompts)) for _ in range(n)]
     engine = _engine(lm, choice, draft, heads)
     if trace:
@@ -243,9 +249,9 @@ def stream(
     return _stream(lm, tokens, engine, chosen, on_finish)
 
 
-def _check_one_text(engine: engines.Engine, choice: resolve.Choice, so: str) -> None:
-    """Refuses methods that call the loop by pieces, or write elsewhere than on the canvas."""
-    if engine.method.drafter.outputs is not None or choice.entry.policy is not None:
+def _check_one_text(engine: engines.Engine | None, choice: resolve.Choice, so: str) -> None:
+    """Refuses methods that are not one run of the loop, or write elsewhere than on the canvas."""
+    if engine is None or engine.method.drafter.outputs is not None or choice.entry.policy:
         raise InputError(f"method {choice.name!r} does not write token by token, {so}.")
 
 
@@ -287,6 +293,10 @@ def _engine(
     draft: LanguageModel | None,
     heads: Heads | str | Path | None = None,
 ) -> engines.Engine:
+    if choice.continuous is not None:
+        raise InputError(
+            f"method {choice.name!r} writes whole texts beside the loop: only generate runs it."
+        )
     if heads is not None:
         heads = head_files.fitting(head_files.open_heads(heads), lm.config, lm.dtype)
     if draft is not None and draft.mesh != lm.mesh:

@@ -24,6 +24,12 @@ def number(name: str, value: Any, wanted: str, valid: Callable[[Any], bool]) -> 
         raise InputError(f"{name}={value!r} is not valid; it must be {wanted}.")
 
 
+def flag(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r} is not valid; it must be true or false.")
+
+
 def choice(name: str, value: Any, known: Sequence[str]) -> None:
     """One of some words."""
     if value not in known:

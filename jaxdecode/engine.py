@@ -198,7 +198,7 @@ def prefilled(
     """
     model, method, weights = engine.model, engine.method, engine.weights
     slots = slots or slots_of(engine, prompts, max_new_tokens)
-    host = _canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
+    host = host_canvas(prompts, max_new_tokens, slots, request.key.shape[0], model.config)
     batch = len(host.length)
     kept = model._replace(cache=method.cache)
     cache, drafter = prefill.start(weights, kept, method.drafter, request, host, engine.memory)
@@ -214,10 +214,10 @@ def prefilled(
 
 def blank(engine: Engine, batch: int, slots: int) -> Canvas:
     """A canvas without rows, in NumPy."""
-    return _canvas([], 1, slots, batch, engine.model.config)
+    return host_canvas([], 1, slots, batch, engine.model.config)
 
 
-def _canvas(
+def host_canvas(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     slots: int,

@@ -29,13 +29,21 @@ class Choice:
         verifier: the verifier file's `Config`.
         commit: the commit rule's `Config`; None where trees are proposed.
         policy: the policy file's `Config`; None for the methods that are the loop itself.
+        continuous: the `Config` of a method beside the loop; the others are None then.
     """
 
     name: str
-    drafter: Any
-    verifier: Any
+    drafter: Any = None
+    verifier: Any = None
     commit: Any = None
     policy: Any = None
+    continuous: Any = None
+
+    @property
+    def configs(self) -> list[Any]:
+        """The configs that there are: their fields are the method's own options."""
+        every = (self.drafter, self.verifier, self.commit, self.policy, self.continuous)
+        return [config for config in every if config is not None]
 
     @property
     def entry(self) -> Entry:
@@ -62,12 +70,7 @@ def split(name: str, options: Mapping[str, Any]) -> tuple[Options, Choice]:
     """
     entry = entry_of(name)
     shared = {field.name for field in dataclasses.fields(Options)}
-    parts = {"drafter": _config("drafters", entry.drafter)}
-    parts["verifier"] = _config("verifiers", entry.verifier)
-    if entry.fills:
-        parts["commit"] = _config("commits", entry.commit)
-    if entry.policy is not None:
-        parts["policy"] = _config("search", entry.policy)
+    parts = _parts(entry)
     given: dict[str, dict[str, Any]] = {seat: {} for seat in parts}
     fields = {seat: {f.name for f in dataclasses.fields(config)} for seat, config in parts.items()}
     own = set().union(*fields.values())
@@ -86,6 +89,19 @@ def split(name: str, options: Mapping[str, Any]) -> tuple[Options, Choice]:
     sampling = Options(**{key: value for key, value in options.items() if key in shared})
     _refuse(name, entry, sampling)
     return sampling, Choice(name, **{seat: parts[seat](**given[seat]) for seat in parts})
+
+
+def _parts(entry: Entry) -> dict[str, type]:
+    """The `Config` of every part that has options."""
+    if entry.continuous is not None:
+        return {"continuous": _config("continuous", entry.continuous)}
+    parts = {"drafter": _config("drafters", entry.drafter)}
+    parts["verifier"] = _config("verifiers", entry.verifier)
+    if entry.fills:
+        parts["commit"] = _config("commits", entry.commit)
+    if entry.policy is not None:
+        parts["policy"] = _config("search", entry.policy)
+    return parts
 
 
 def _refuse(name: str, entry: Entry, asked: Options) -> None:
@@ -211,6 +227,11 @@ def verifier(file: str, config: Any, models: Models) -> Verifier:
 def policy(file: str) -> Callable[..., Any]:
     """What drives the loop, from a file in `search/`."""
     return _module("search", file).run
+
+
+def continuous(file: str) -> Any:
+    """A method that denoises texts as vectors: a file in `continuous/`."""
+    return _module("continuous", file)
 
 
 def cache(file: str, mesh: Mesh | None = None) -> Cache:

@@ -46,6 +46,8 @@ def _seats(entry: Entry) -> list[str]:
     """The files of a method, without their endings; those of its proposal first."""
     if entry.policy:
         return [f"search/{entry.policy}"]
+    if entry.continuous:
+        return [f"continuous/{entry.continuous}"]
     rule = f"commits/{entry.commit}" if entry.fills else f"verifiers/{entry.verifier}"
     seats = (f"drafters/{entry.drafter}", rule, f"verifiers/{entry.verifier}")
     return list(dict.fromkeys(seats))
@@ -56,19 +58,27 @@ def explain(method: str) -> str:
     entry = resolve.entry_of(method)
     _, choice = resolve.split(method, {})
     own = {}
-    for config in (choice.drafter, choice.verifier, choice.commit, choice.policy):
-        if config is not None:
-            own |= dataclasses.asdict(config)
+    for config in choice.configs:
+        own |= dataclasses.asdict(config)
     options = ", ".join(f"{name}={value!r}" for name, value in own.items())
     return (
         f"{method}: {entry.summary}\n  file {home(method)}\n"
-        f"  drafter {entry.drafter}, tree {entry.tree}, verifier {entry.verifier}, "
-        f"commit {entry.commit}, cache {entry.cache}"
-        + (f", policy {entry.policy}" if entry.policy else "")
-        + f"\n  exactness {entry.level} against {entry.reference}; source {entry.source}; "
-        + f"{entry.tier}\n  needs {', '.join(needs_of(method)) or 'nothing but the target'}"
+        f"  {_seated(entry)}\n  exactness {entry.level} against {entry.reference}; "
+        f"source {entry.source}; {entry.tier}\n  "
+        f"needs {', '.join(needs_of(method)) or 'nothing but the target'}"
         + (f"\n  refuses {', '.join(entry.refuses)}" if entry.refuses else "")
         + (f"\n  options {options}" if options else "")
+    )
+
+
+def _seated(entry: Entry) -> str:
+    """Who sits in which seat, in words."""
+    if entry.continuous:
+        return f"a loop of its own over vectors: continuous {entry.continuous}"
+    return (
+        f"drafter {entry.drafter}, tree {entry.tree}, verifier {entry.verifier}, "
+        f"commit {entry.commit}, cache {entry.cache}"
+        + (f", policy {entry.policy}" if entry.policy else "")
     )
 
 
@@ -83,6 +93,8 @@ def markdown() -> str:
         seats = f"{entry.drafter}, {entry.tree}, {checks}"
         if entry.policy:
             seats += f"; policy {entry.policy}"
+        if entry.continuous:
+            seats = f"continuous {entry.continuous}"
         needs = ", ".join(needs_of(name)) or "-"
         level = f"{entry.level} ({entry.tier})"
         cells = (f"`{name}`", entry.summary, level, seats, needs, entry.source)

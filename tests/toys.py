@@ -27,7 +27,7 @@ from jaxdecode.models.config import Denoiser, ModelConfig, Rope
 from jaxdecode.sampling import noise
 
 # Lines that one run of the loop decodes; policies call it piece by piece.
-LOOP = [n for n, entry in METHODS.items() if entry.policy is None and not entry.fills]
+LOOP = [n for n, entry in METHODS.items() if entry.on_loop and not entry.fills]
 # Lines that fill slots in any order.
 FILL = [name for name, entry in METHODS.items() if entry.fills]
 # One line per way of drafting and of checking. Contract tests that compile much run over these at

@@ -32,6 +32,8 @@ class Entry(NamedTuple):
         refuses: fields of `Options` that must keep their default: the method cannot honour them.
         policy: file in `search/` that calls the loop segment by segment; the seats are then how
             the target writes its own segments.
+        continuous: file in `continuous/` that denoises a text as vectors, in a loop of its own;
+            nobody sits in the seats then.
     """
 
     drafter: str
@@ -49,6 +51,12 @@ class Entry(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     refuses: tuple[str, ...] = ()
     policy: str | None = None
+    continuous: str | None = None
+
+    @property
+    def on_loop(self) -> bool:
+        """Whether one run of the loop writes a text."""
+        return self.policy is None and self.continuous is None
 
     @property
     def fills(self) -> bool:

@@ -7,6 +7,7 @@ Everything in the table is tested by tests/contract; nothing outside it exists.
 from types import MappingProxyType
 
 from jaxdecode.core.entry import CONSTRAINTS, Entry
+from jaxdecode.core.registry_continuous import CONTINUOUS
 from jaxdecode.core.registry_fill import FILL
 
 METHODS = {
@@ -386,4 +387,5 @@ METHODS = {
         heads="eagle3",
     ),
     **FILL,
+    **CONTINUOUS,
 }

@@ -57,7 +57,7 @@ def parse_lines(
         lacks = headless or ("draft" in entry.needs and not has_draft)
         # The baseline fills slots, which a model that inserts cannot.
         lacks |= "insertions" in entry.needs
-        return not (refused or lacks) and entry.fills == fills and entry.policy is None
+        return not (refused or lacks) and entry.fills == fills and entry.on_loop
 
     baseline = baseline_of(fills)
     found = [Line(baseline, baseline, {})]

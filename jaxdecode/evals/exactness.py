@@ -147,9 +147,11 @@ def names(asked: str) -> list[str]:
     if not found:
         raise InputError("methods is empty; name some, or use all.")
     for name in found:
-        if resolve.entry_of(name).policy is not None:
+        if not resolve.entry_of(name).on_loop:
+            beside = resolve.entry_of(name).continuous is not None
+            kind = "denoises vectors" if beside else "is a policy over runs"
             raise InputError(
-                f"method {name!r} is a policy over runs, so its law is not that of texts written "
+                f"method {name!r} {kind}, so its law is not that of texts written "
                 "token by token, which these proofs are about; leave it out."
             )
         if not has_law(name):
@@ -160,7 +162,7 @@ def names(asked: str) -> list[str]:
 def has_law(name: str) -> bool:
     """Whether one run of the loop writes a text, and its law can be proven."""
     entry = METHODS[name]
-    return entry.policy is None and (not entry.fills or exactness_fill.provable(name))
+    return entry.on_loop and (not entry.fills or exactness_fill.provable(name))
 
 
 def prove(

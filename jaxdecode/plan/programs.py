@@ -144,7 +144,7 @@ def filling(made: Setup, name: str, options: Mapping[str, Any]) -> Method:
 def check_method(name: str) -> None:
     """Refuses methods whose program needs more than the target's shape."""
     entry = resolve.entry_of(name)
-    more = (*zoo.beside(name), *(["a policy"] if entry.policy else []))
+    more = (*zoo.beside(name), *([] if entry.on_loop else ["a loop of its own"]))
     if more:
         raise UnsupportedError(
             f"method {name!r} needs {', '.join(more)}, which a shape does not say; plan --method "

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int, UInt32
 # BLOCK noise is keyed by the position of the step's pending token, which no other step has. FILL
 # and ORDER noise decides the token of an undecided slot and its turn; a slot may be drawn again in
 # later steps, so the row's number of steps enters too. TEXT noise belongs to whole texts of a row,
-# which have a number in place of a position.
-TOKEN, DRAFT, BLOCK, FILL, ORDER, TEXT = 0, 1, 2, 3, 4, 5
+# which have a number in place of a position. LATENT noise is added to vectors; a vector gets some
+# in every step, so the step enters too.
+TOKEN, DRAFT, BLOCK, FILL, ORDER, TEXT, LATENT = 0, 1, 2, 3, 4, 5, 6
 
 
 def row_key(seed: int, prompt: Sequence[int], sample: int = 0) -> np.ndarray:
@@ -60,6 +61,18 @@ def turns(
         return jax.random.uniform(drawn, (), jnp.float32)
 
     return jax.vmap(draw)(positions)
+
+
+def gaussian(
+    key: UInt32[Array, "2"], num: int, step: Int[Array, ""], *, size: int
+) -> Float[Array, "N D"]:
+    """Normal noise for the first `num` vectors of a row in one of its steps, float32."""
+
+    def draw(position):
+        drawn = jax.random.fold_in(stream(key, position, purpose=LATENT), step)
+        return jax.random.normal(drawn, (size,), jnp.float32)
+
+    return jax.vmap(draw)(jnp.arange(num, dtype=jnp.int32))
 
 
 def texts(key: UInt32[Array, "2"], num: int) -> UInt32[Array, "k 2"]:

@@ -305,4 +305,28 @@ RECIPES = {
         summary="a classifier of what texts have, by labels in their prompts",
         measure="loss",
     ),
+    "neodiff": Recipe(
+        objective="neodiff",
+        heads="neodiff",
+        method="neodiff",
+        source="arXiv:2505.22165",
+        summary="vectors of tokens under noise, each with a level of its own",
+        measure="loss",
+    ),
+    "cosmos": Recipe(
+        objective="cosmos",
+        heads="cosmos",
+        method="cosmos",
+        source="arXiv:2506.21170",
+        summary="a coder of texts into a few vectors, and then what tells these from noise",
+        measure="loss",
+    ),
+    "ladic": Recipe(
+        objective="ladic",
+        heads="ladic",
+        method="ladic",
+        source="arXiv:2404.10763",
+        summary="states of captions half way up the target, under noise, and a reader of them",
+        measure="loss",
+    ),
 }

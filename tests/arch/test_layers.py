@@ -37,6 +37,7 @@ RANKS = {
     "refill": 8.1,
     "language_model": 8.2,
     "search": 8.5,
+    "continuous": 8.5,
     "zoo": 8.5,
     "api": 9,
     "many": 9.2,

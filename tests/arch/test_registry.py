@@ -8,7 +8,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from jaxdecode.core.protocols import Cache, Commit, Drafter, Models, Verifier
+from jaxdecode.continuous.loop import Continuous
+from jaxdecode.convert import heads as head_files
+from jaxdecode.core.protocols import Cache, Commit, Drafter, HeadSpec, Models, Verifier
 from jaxdecode.core.registry import METHODS
 from jaxdecode.evals import toys as smallest
 from jaxdecode.options import Options
@@ -22,6 +24,9 @@ SEATS = {
     "commit": "commits",
     "cache": "caches",
 }
+# Files of the folder `continuous/` that are methods; the others are what these share.
+SHARED = {"__init__", "loop", "schedules", "write"}
+CONTINUOUS = {path.stem for path in (PACKAGE / "continuous").glob("*.py")} - SHARED
 SIGNATURES = {
     (Drafter, "prepare"): ["weights"],
     (Drafter, "init"): ["weights", "request", "canvas", "view", "memory"],
@@ -43,6 +48,12 @@ SIGNATURES = {
     (Cache, "write"): ["state", "rows", "start", "num"],
     (Cache, "put"): ["state", "rows", "slots"],
     (Cache, "select"): ["rows", "path"],
+    (Continuous, "extent"): ["width"],
+    (Continuous, "encode"): ["weights", "source"],
+    (Continuous, "lengths"): ["weights", "memory"],
+    (Continuous, "begin"): ["noise"],
+    (Continuous, "step"): ["weights", "memory", "lengths", "state", "index", "noise"],
+    (Continuous, "read"): ["weights", "memory", "lengths", "state", "width"],
 }  # fmt: skip
 
 
@@ -55,7 +66,8 @@ def _bundle(seat: str, file: str):
     bound = lm.bound._replace(tokenizer=SimpleNamespace(token_bytes=[b"\n"]))
     if seat == "verifier":
         return module.make(module.Config(), Models(bound, toys.model().bound))
-    kinds = {entry.heads for entry in METHODS.values() if getattr(entry, seat) == file} - {None}
+    here = (e for e in METHODS.values() if getattr(e, seat) == file and e.continuous is None)
+    kinds = {entry.heads for entry in here} - {None}
     heads = smallest.heads(kinds.pop(), lm).spec if kinds else None
     if seat == "commit":
         return module.make(module.Config(), Models(bound, None, heads))
@@ -107,9 +119,22 @@ def test_policies_are_files_in_search_and_back():
         assert module.Config()
 
 
+def test_continuous_methods_are_files_and_back():
+    files = {entry.continuous for entry in METHODS.values()} - {None}
+    assert files == CONTINUOUS
+    for file in files:
+        module = importlib.import_module(f"jaxdecode.continuous.{file}")
+        assert list(inspect.signature(module.make).parameters) == ["config", "models"]
+        (kind,) = {entry.heads for entry in METHODS.values() if entry.continuous == file}
+        heads = HeadSpec(kind, head_files.shape_of(kind, {}))
+        made = module.make(module.Config(), Models(toys.model().bound, None, heads))
+        assert type(made) is Continuous and problems(made) == []
+
+
 def test_every_seam_of_the_bundles_is_checked():
-    for kind in (Drafter, Verifier, Commit, Cache):
+    for kind in (Drafter, Verifier, Commit, Cache, Continuous):
         data = {"taps", "widths", "max_depth", "prefilled", "keeps", "windows"}
+        data |= {"num_steps", "calls", "size", "max_length"}
         functions = set(kind._fields) - data
         assert functions == {field for owner, field in SIGNATURES if owner is kind}
 

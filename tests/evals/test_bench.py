@@ -58,7 +58,7 @@ def test_lines_are_read():
     assert lines[1].options == {"num_draft": 4, "ngram": 2}
     everything = {line.label for line in bench.parse_lines("all", has_draft=True)}
     every = {n: e for n, e in registry.METHODS.items() if not e.fills}
-    loop = {n: e for n, e in every.items() if e.policy is None}
+    loop = {n: e for n, e in every.items() if e.on_loop}
     assert everything == {n for n, e in loop.items() if not e.heads}
     alone = {line.label for line in bench.parse_lines("L0")}
     exact = {n: e for n, e in every.items() if e.level == "L0"}

@@ -74,7 +74,10 @@ def test_every_line_is_proven_with_a_million_samples(name):
 def test_names_of_lines():
     without = set(METHODS) - set(exactness.names("all"))
     unproven = {name for name in FILL if not exactness_fill.provable(name)}
-    assert without == {"specreason", *unproven}
+    beside = {name for name, entry in METHODS.items() if entry.continuous}
+    assert without == {"specreason", *unproven, *beside} and beside
+    with pytest.raises(InputError, match="denoises vectors"):
+        exactness.names("neodiff")
     with pytest.raises(InputError, match="a policy over runs"):
         exactness.names("ar,specreason")
     assert exactness.names("ar, prompt_lookup") == ["ar", "prompt_lookup"]

@@ -99,7 +99,9 @@ def test_the_shipped_config_runs_from_end_to_end(recipe, tmp_path):
         lm = jd.load(run.checkpoint, progress=False)
         assert (lm.config.denoiser is not None) == fills(recipe)
     out = jd.generate(lm, [3, 4, 5, 6], **asked)
-    assert len(out.tokens[0]) == 6
+    num = len(out.tokens[0])
+    # Texts that are written as a whole have a length of their own.
+    assert num == 6 or (METHODS[line.method].continuous and 1 <= num < 6)
 
 
 SIGNATURES = {
@@ -149,9 +151,8 @@ def test_the_shipped_config_fits_the_model_it_names(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_frozen_stays_and_what_is_trained_moves(recipe, tmp_path):
     built = setup.build(small(recipe, tmp_path))
-    start = built.objective.init(
-        jax.random.key(0), Weights(built.lm.params, _params(built.draft)), None
-    )
+    weights, texts = Weights(built.lm.params, _params(built.draft)), built.loader.texts
+    start = built.objective.init(jax.random.key(0), weights, texts(built.lm.config.vocab_size))
     before = {name: np.array(leaf) for name, leaf in flattened(start.params).items()}
     target = jax.tree.map(np.array, built.lm.params)
     step = setup.compiled(built, built.lm.dtype, 10)

@@ -1,0 +1,1 @@
+"""Texts as vectors: a small loop of its own beside the loop over tokens, one file per method."""
