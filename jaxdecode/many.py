@@ -184,8 +184,10 @@ def _open_engine(
     chosen: Options,
 ) -> tuple[Engine | None, str | None]:
     """What runs, or why rows cannot come into a running batch."""
-    if not choice.entry.on_loop:
-        return None, f"method {choice.name!r} calls or runs a loop in batches of its own"
+    if choice.entry.policy is not None:
+        return None, f"method {choice.name!r} runs two models by turns, each in batches of its own"
+    if choice.continuous is not None:
+        return None, f"method {choice.name!r} writes the texts of a batch as a whole"
     if chosen.constrained:
         return None, "texts of a given form are followed on the host, batch by batch"
     if lm.mesh is not None:
