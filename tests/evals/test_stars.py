@@ -60,6 +60,7 @@ def answers(lm, problems):
     return [tokens[:length] for tokens in out.tokens]
 
 
+@pytest.mark.slow
 def test_the_shipped_config_learns_a_few_graphs(tmp_path):
     """Three graphs, each with both of its goals: from data to inserted paths."""
     graphs = list(stars.problems(3, length=3))
@@ -77,7 +78,7 @@ def test_the_shipped_config_learns_a_few_graphs(tmp_path):
     small = "target={num_layers: 1, hidden_size: 32, num_heads: 2, vocabulary: 14}"
     sizes = ["data.max_length=18", "batch_size=12", "optimizer={lr: 1.0e-2}"]
     with pytest.warns(UserWarning, match="also trained on"):
-        lm = run_of(tmp_path, "ilm", 300, small, *sizes)
+        lm = run_of(tmp_path, "ilm", 1500, small, *sizes)
     assert lm.config.denoiser.inserts and lm.config.vocab_size == stars.VOCAB_SIZE
     found = answers(lm, problems)
     assert all(p.accepts(answer) for p, answer in zip(problems, found, strict=True))
