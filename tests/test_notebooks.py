@@ -54,6 +54,8 @@ def test_a_notebook_runs(script, model, tmp_path, monkeypatch):
     del model
     if script.stem == "plan_a_pod":
         pytest.importorskip("libtpu")
+    # Their model is no toy: what is optimised pays.
+    monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     monkeypatch.setenv(

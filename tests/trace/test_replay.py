@@ -16,8 +16,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
 # They write several texts, insert, or call the loop by pieces: there is no trace of them.
 ELSEWHERE = ("superposed", "ilm", "specreason")
 # A line per way of drafting, checking and filling; the others run with the slow tests.
-FEW = ("ar", "prompt_lookup", "token_recycling", "auto", "lookahead", "draft_model", "spectr")
-FEW += ("llada", "fast_dllm", "rcr", "assd")
+FEW = ("ar", "prompt_lookup", "auto", "draft_model", "spectr", "fast_dllm", "rcr", "assd")
 NAMES = [
     name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
     for name in (*toys.LOOP, *toys.FILL)
