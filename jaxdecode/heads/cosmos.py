@@ -17,11 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
-from jaxdecode.errors import InputError
-from jaxdecode.models.bidirectional import Clock, Dense, Side, Stack
+from jaxdecode.models.bidirectional import Clock, Dense, Side, Stack, check_width, normal
 from jaxdecode.models.config import ModelConfig
-
-EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +52,7 @@ class Shape:
         checks.integer("num_coder_layers", self.num_coder_layers, low=1)
         checks.integer("max_length", self.max_length, low=1, high=4096)
         checks.number("hardness", self.hardness, "above 0", lambda x: x > 0)
-        if self.width % (2 * self.num_heads):
-            raise InputError(
-                f"width={self.width} is no even multiple of num_heads={self.num_heads}."
-            )
+        check_width(self.width, self.num_heads)
 
 
 class _Net(nn.Module):
@@ -99,7 +93,7 @@ class _Net(nn.Module):
         own = Side(queries, self._spots(batch), jnp.ones((batch, num, num), bool))
         sees = jnp.broadcast_to(real[:, None], (batch, num, real.shape[1]))
         found = self.latent(self.compressor(own, Side(self.features(states), places, sees)))
-        return _normal(found)
+        return normal(found)
 
     def expand(self, latents, width):
         batch, num = latents.shape[0], self.shape.num_latents
@@ -129,11 +123,6 @@ class _Net(nn.Module):
         return out, clean, self.statistics()
 
 
-def _normal(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPS)
-
-
 def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str, Any]:
     """Parameters before training; the target decides how wide its states are."""
     del target
@@ -146,7 +135,7 @@ def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str
 
 def features(hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """The target's states as the coder reads and says them: mean 0 and variance 1, float32."""
-    return _normal(hidden.astype(jnp.float32))
+    return normal(hidden.astype(jnp.float32))
 
 
 def compress(

@@ -21,10 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.errors import InputError
-from jaxdecode.models.bidirectional import Clock, Dense, Side, Stack
+from jaxdecode.models.bidirectional import Clock, Dense, Side, Stack, check_width
 from jaxdecode.models.config import ModelConfig
-
-EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +58,7 @@ class Shape:
         checks.integer("max_length", self.max_length, low=1, high=4096)
         checks.integer("num_levels", self.num_levels, low=2)
         checks.number("noise_scale", self.noise_scale, "above 0", lambda x: x > 0)
-        if self.width % (2 * self.num_heads):
-            raise InputError(
-                f"width={self.width} is no even multiple of num_heads={self.num_heads}."
-            )
+        check_width(self.width, self.num_heads)
 
 
 class _Net(nn.Module):

@@ -20,11 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdecode import checks
-from jaxdecode.errors import InputError
-from jaxdecode.models.bidirectional import Clock, Dense, Side, Stack
+from jaxdecode.models.bidirectional import Clock, Dense, Side, Stack, check_width, normal
 from jaxdecode.models.config import ModelConfig
-
-EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +58,7 @@ class Shape:
         checks.integer("max_length", self.max_length, low=1, high=4096)
         checks.integer("num_levels", self.num_levels, low=2)
         checks.number("noise_scale", self.noise_scale, "above 0", lambda x: x > 0)
-        if self.width % (2 * self.num_heads):
-            raise InputError(
-                f"width={self.width} is no even multiple of num_heads={self.num_heads}."
-            )
+        check_width(self.width, self.num_heads)
 
 
 class _Net(nn.Module):
@@ -90,8 +84,7 @@ class _Net(nn.Module):
 
     def table(self) -> Float[Array, "V D"]:
         """The vectors of all tokens."""
-        centred = self.embedding - self.embedding.mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPS)
+        return normal(self.embedding)
 
     def encode(self, tokens, positions, seen):
         return self.encoder(Side(self.source(self.table()[tokens]), positions, seen))

@@ -11,10 +11,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdecode.errors import InputError
 from jaxdecode.models import rope
 from jaxdecode.models.config import Rope
 
+EPS = 1e-5
+
 Dense = nn.Dense
+
+
+def check_width(width: int, num_heads: int) -> None:
+    """Refuses a width whose heads cannot be turned in pairs of numbers.
+
+    Raises:
+        InputError: it is no even multiple of num_heads.
+    """
+    if width % (2 * num_heads):
+        raise InputError(f"width={width} is no even multiple of num_heads={num_heads}.")
+
+
+def normal(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Vectors with mean 0 and variance 1 over their numbers."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPS)
 
 
 class Side(NamedTuple):
