@@ -1,13 +1,17 @@
 """Products and lookups whose best form depends on the hardware; attention has its own module.
 
-Products accumulate in float32 whatever the weights are; `dtype` is what they are rounded to.
+Products accumulate in float32 whatever the weights are; `dtype` is what they are rounded to. The
+gradient of a product with 16-bit weights is rounded to their format before it is multiplied again,
+as accelerators do it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 
@@ -39,12 +43,8 @@ def linear(
     XLA:CPU has no fast matrix-vector product for 16-bit weights: one row takes several times as
     long as two, so a lone row is doubled there.
     """
-
     # The feature axes stay apart: merged, a kernel split over the last one would be gathered.
-    def product(rows, kernel):
-        contract = (((1,), (0,)), ((), ()))
-        return jax.lax.dot_general(rows, kernel, contract, preferred_element_type=dtype)
-
+    product = functools.partial(_product, _times, dtype)
     return _by_rows(product, x, kernel).reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
@@ -52,12 +52,65 @@ def linear_transposed(
     x: Float[Array, "*B I"], kernel: Float[Array, "O I"], dtype: Any = jnp.float32
 ) -> Float[Array, "*B O"]:
     """`x @ kernel.T` without materialising the transpose (the tied output head)."""
-
-    def product(rows, kernel):
-        contract = (((1,), (1,)), ((), ()))
-        return jax.lax.dot_general(kernel, rows, contract, preferred_element_type=dtype).T
-
+    product = functools.partial(_product, _times_transposed, dtype)
     return _by_rows(product, x, kernel).reshape(*x.shape[:-1], kernel.shape[0])
+
+
+def _times(dtype: Any, rows: Float[Array, "R I"], kernel: Float[Array, "I *O"]) -> Array:
+    return _dot(rows, kernel, 1, 0, dtype)
+
+
+def _times_transposed(dtype: Any, rows: Float[Array, "R I"], kernel: Float[Array, "O I"]) -> Array:
+    return _dot(kernel, rows, 1, 1, dtype).T
+
+
+def _dot(x: Array, y: Array, axis: int, other: int, dtype: Any) -> Array:
+    return jax.lax.dot_general(x, y, (((axis,), (other,)), ((), ())), preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(form: Callable[..., Array], dtype: Any, rows: Array, kernel: Array) -> Array:
+    return form(dtype, rows, kernel)
+
+
+def _forward(form, dtype, rows, kernel):
+    return form(dtype, rows, kernel), (rows, kernel)
+
+
+def _backward(form, dtype, kept, given):
+    """Gradients of the rows and of the kernel.
+
+    XLA:CPU has fast products of 16-bit numbers only if they are both 16 bits wide, give float32 and
+    contract the last axis of the first of them as it lies in memory.
+    """
+    rows, kernel = kept
+
+    def plain(given, rows, kernel):
+        _, backward = jax.vjp(functools.partial(form, dtype), rows, kernel)
+        return backward(given.astype(dtype))
+
+    def on_cpu(given, rows, kernel):
+        flat = given.reshape(given.shape[0], -1)
+        if form is _times:
+            back = _dot(flat, kernel.reshape(kernel.shape[0], -1), 1, 1, jnp.float32)
+            outer = _dot(_laid_out(rows.T), flat, 1, 0, jnp.float32)
+        else:
+            back = _dot(flat, kernel, 1, 0, jnp.float32)
+            outer = _dot(_laid_out(flat.T), rows, 1, 0, jnp.float32)
+        return back.astype(rows.dtype), outer.reshape(kernel.shape).astype(kernel.dtype)
+
+    if kernel.dtype.itemsize == 4:
+        return plain(given, rows, kernel)
+    rounded = given.astype(kernel.dtype)
+    return jax.lax.platform_dependent(rounded, rows, kernel, cpu=on_cpu, default=plain)
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _laid_out(x: Array) -> Array:
+    """A matrix row by row in memory, not as the view of another one."""
+    return with_layout_constraint(x, Layout((0, 1)))
 
 
 def _by_rows(product: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
