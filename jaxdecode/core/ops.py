@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
@@ -58,6 +58,31 @@ def linear_transposed(
         return jax.lax.dot_general(kernel, rows, contract, preferred_element_type=dtype).T
 
     return _by_rows(product, x, kernel).reshape(*x.shape[:-1], kernel.shape[0])
+
+
+def over_places(
+    function: Callable[..., Any], size: int, *trees: PyTree[Shaped[Array, "B T ..."]]
+) -> PyTree[Shaped[Array, "B T ..."]]:
+    """`function` on so many places of every row at a time; what it returns is joined again.
+
+    The backward pass computes what is inside again, so that it is never held for all places at
+    once. Rows stay on the devices they are split over. The last piece may end in zeros.
+    """
+    width = jax.tree.leaves(trees)[0].shape[1]
+    size = min(size, width)
+    steps = -(-width // size)
+
+    def split(array: Array) -> Array:
+        batch, _, *rest = array.shape
+        pad = [(0, 0), (0, steps * size - width)] + [(0, 0)] * len(rest)
+        return jnp.moveaxis(jnp.pad(array, pad).reshape(batch, steps, size, *rest), 1, 0)
+
+    def join(pieces: Array) -> Array:
+        rows = jnp.moveaxis(pieces, 0, 1)
+        return rows.reshape(rows.shape[0], -1, *rows.shape[3:])[:, :width]
+
+    inside = jax.checkpoint(lambda pieces: function(*pieces))
+    return jax.tree.map(join, jax.lax.map(inside, jax.tree.map(split, trees)))
 
 
 def _by_rows(product: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
