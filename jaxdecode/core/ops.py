@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
@@ -44,16 +44,14 @@ def linear(
     long as two, so a lone row is doubled there.
     """
     # The feature axes stay apart: merged, a kernel split over the last one would be gathered.
-    product = functools.partial(_product, _times, dtype)
-    return _by_rows(product, x, kernel).reshape(*x.shape[:-1], *kernel.shape[1:])
+    return _by_rows(_times, dtype, x, kernel).reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 def linear_transposed(
     x: Float[Array, "*B I"], kernel: Float[Array, "O I"], dtype: Any = jnp.float32
 ) -> Float[Array, "*B O"]:
     """`x @ kernel.T` without materialising the transpose (the tied output head)."""
-    product = functools.partial(_product, _times_transposed, dtype)
-    return _by_rows(product, x, kernel).reshape(*x.shape[:-1], kernel.shape[0])
+    return _by_rows(_times_transposed, dtype, x, kernel).reshape(*x.shape[:-1], kernel.shape[0])
 
 
 def _times(dtype: Any, rows: Float[Array, "R I"], kernel: Float[Array, "I *O"]) -> Array:
@@ -99,8 +97,6 @@ def _backward(form, dtype, kept, given):
             outer = _dot(_laid_out(flat.T), rows, 1, 0, jnp.float32)
         return back.astype(rows.dtype), outer.reshape(kernel.shape).astype(kernel.dtype)
 
-    if kernel.dtype.itemsize == 4:
-        return plain(given, rows, kernel)
     rounded = given.astype(kernel.dtype)
     return jax.lax.platform_dependent(rounded, rows, kernel, cpu=on_cpu, default=plain)
 
@@ -113,13 +109,43 @@ def _laid_out(x: Array) -> Array:
     return with_layout_constraint(x, Layout((0, 1)))
 
 
-def _by_rows(product: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
+def over_places(
+    function: Callable[..., Any], size: int, *trees: PyTree[Shaped[Array, "B T ..."]]
+) -> PyTree[Shaped[Array, "B T ..."]]:
+    """`function` on so many places of every row at a time; what it returns is joined again.
+
+    The backward pass computes what is inside again, so that it is never held for all places at
+    once. Rows stay on the devices they are split over. The last piece may end in zeros.
+    """
+    width = jax.tree.leaves(trees)[0].shape[1]
+    size = min(size, width)
+    steps = -(-width // size)
+
+    def split(array: Array) -> Array:
+        batch, _, *rest = array.shape
+        pad = [(0, 0), (0, steps * size - width)] + [(0, 0)] * len(rest)
+        return jnp.moveaxis(jnp.pad(array, pad).reshape(batch, steps, size, *rest), 1, 0)
+
+    def join(pieces: Array) -> Array:
+        rows = jnp.moveaxis(pieces, 0, 1)
+        return rows.reshape(rows.shape[0], -1, *rows.shape[3:])[:, :width]
+
+    inside = jax.checkpoint(lambda pieces: function(*pieces))
+    return jax.tree.map(join, jax.lax.map(inside, jax.tree.map(split, trees)))
+
+
+def _by_rows(form: Callable[..., Array], dtype: Any, x: Array, kernel: Array) -> Array:
     """The product of all rows of x, in the kernel's dtype."""
     rows = x.reshape(-1, x.shape[-1]).astype(kernel.dtype)
-    if rows.shape[0] > 1 or kernel.dtype.itemsize == 4:
-        return product(rows, kernel)
+    if kernel.dtype.itemsize == 4:
+        return form(dtype, rows, kernel)
+    if rows.shape[0] > 1:
+        return _product(form, dtype, rows, kernel)
+
+    def once(rows, kernel):
+        return _product(form, dtype, rows, kernel)
 
     def twice(rows, kernel):
-        return product(jnp.concatenate([rows, rows]), kernel)[:1]
+        return once(jnp.concatenate([rows, rows]), kernel)[:1]
 
-    return jax.lax.platform_dependent(rows, kernel, cpu=twice, default=product)
+    return jax.lax.platform_dependent(rows, kernel, cpu=twice, default=once)

@@ -125,21 +125,26 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("rows",)))
 
 
-def trained(tree: Any, mesh: Mesh) -> Any:
+def trained(tree: Any, mesh: Mesh, *, gathered: bool = False) -> Any:
     """Shardings of what training changes: parameters by name, and the optimizer's of each.
 
     Every array is split over all devices as far as it divides: by the rules of its name, and then
     its longest other axis over "data" (as ZeRO-3, arXiv:1910.02054). Vectors lie whole.
+
+    Args:
+        tree: arrays or their shapes, by name.
+        mesh: the devices.
+        gathered: without the split over "data", as products read parameters.
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = str(getattr(path[-1], "key", "")).replace("/", ".")
-        return NamedSharding(mesh, _trained(name, leaf.shape, mesh))
+        return NamedSharding(mesh, _trained(name, leaf.shape, mesh, gathered))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _trained(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def _trained(name: str, shape: Sequence[int], mesh: Mesh, gathered: bool) -> PartitionSpec:
     if len(shape) < 2:
         return PartitionSpec()
     found: list[str | None] = [None] * len(shape)
@@ -147,7 +152,7 @@ def _trained(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     for axis, logical in enumerate(names):
         if logical is not None and shape[axis] % mesh.shape[RULES[logical]] == 0:
             found[axis] = RULES[logical]
-    free = [axis for axis, taken in enumerate(found) if taken is None]
+    free = [axis for axis, taken in enumerate(found) if taken is None and not gathered]
     fits = [axis for axis in free if shape[axis] % mesh.shape["data"] == 0]
     if fits:
         found[max(fits, key=lambda axis: shape[axis])] = "data"

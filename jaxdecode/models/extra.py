@@ -1,6 +1,7 @@
 """Layers beside a model, of its kind: rows of their own, keys and values of their own."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdecode.core import ops
 from jaxdecode.core.attention import XLA, View
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Rows
@@ -23,6 +25,9 @@ from jaxdecode.models.layers import (
     RMSNorm,
     rotate,
 )
+
+# Places whose scores `attend_down` holds at once.
+_TILE = 128
 
 
 def like(config: ModelConfig, num_layers: int = 1) -> ModelConfig:
@@ -130,7 +135,8 @@ def attend_down(
     """Attention of rows that go on from each place of a text, one row deeper at every call.
 
     A row sees the first rows of the text as `sees` says, and at its own place the rows of every
-    later call and itself. Scores are T x T however deep it is.
+    later call and itself. Scores are T x T however deep it is, and those of a few places are held
+    at once.
 
     Args:
         config: of the layer.
@@ -156,19 +162,38 @@ def attend_down(
     query = (rotate(query, *turned) * c.query_scale).astype(dtype)
     own = rotate(key, *turned).astype(dtype), value.astype(dtype)
     first, *later = [*above, own]
-    wide = jnp.einsum("btkgd,bskd->bkgts", query, first[0], preferred_element_type=jnp.float32)
-    scores = [jnp.where(sees[:, None, None], wide, -jnp.inf)]
-    for keys, _ in later:
-        found = jnp.einsum("btkgd,btkd->bkgt", query, keys, preferred_element_type=jnp.float32)
-        scores.append(found[..., None])
-    law = jax.nn.softmax(jnp.concatenate(scores, axis=-1)).astype(dtype)
-    num = read.shape[1]
-    mixed = jnp.einsum("bkgts,bskd->btkgd", law[..., :num], first[1])
-    for i, (_, values) in enumerate(later):
-        mixed += jnp.einsum("bkgt,btkd->btkgd", law[..., num + i], values)
-    flat = mixed.reshape(*read.shape[:2], -1).astype(dtype)
+    # Places that are padding see all.
+    attend = functools.partial(_attend_down, *first)
+    mixed = ops.over_places(attend, _TILE, query, ~sees, later)
+    flat = mixed.reshape(*read.shape[:2], -1)
     out: Any = OutputLinear(c.hidden_size, c.o_bias, dtype).apply({"params": params["o"]}, flat)
     return out.astype(read.dtype), own
+
+
+def _attend_down(
+    key: Float[Array, "B T K d"],
+    value: Float[Array, "B T K d"],
+    query: Float[Array, "B t K G d"],
+    hidden: Bool[Array, "B t T"],
+    later: Sequence[tuple[Float[Array, "B t K d"], Float[Array, "B t K d"]]],
+) -> Float[Array, "B t K G d"]:
+    """Attention of a few places over the first rows, and at each place over its later ones."""
+    wide = jnp.einsum("btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32)
+    wide = jnp.where(hidden[:, None, None], -jnp.inf, wide)
+    own, deep = query.astype(jnp.float32), [tuple(x[:, :, :, None] for x in rows) for rows in later]
+    scores = [jnp.moveaxis((own * keys).sum(-1, keepdims=True), 1, 3) for keys, _ in deep]
+    peak = functools.reduce(jnp.maximum, scores, wide.max(-1, keepdims=True))
+    peak = jax.lax.stop_gradient(peak)
+    weights = jnp.exp(wide - peak)
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bkgts,bskd->bkgtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    for score, (_, values) in zip(scores, deep, strict=True):
+        weight = jnp.exp(score - peak)
+        total += weight
+        mixed += weight * jnp.moveaxis(values, 1, 3)
+    return jnp.moveaxis(mixed / total, 3, 1).astype(query.dtype)
 
 
 class Pairs(NamedTuple):

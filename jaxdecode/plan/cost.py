@@ -68,7 +68,13 @@ def hbm_bytes(module: Module, instruction: Instruction, inside: Computation) -> 
 def collective_bytes(instruction: Instruction, inside: Computation) -> int:
     """HBM bytes of a collective or a copy; a started one lists its operands beside its results."""
     inputs = [inside.instructions[name].shape for name in instruction.operands]
-    return _hbm(results(instruction, inputs)) + sum(map(_hbm, inputs))
+    made = 0 if scatters(inside) else _hbm(results(instruction, inputs))
+    return made + sum(map(_hbm, inputs))
+
+
+def scatters(inside: Computation) -> bool:
+    """Whether a fused computation keeps a slice of an all-reduce, which its fusion writes."""
+    return inside.name.startswith("all-reduce-scatter")
 
 
 def results(instruction: Instruction, inputs: list[tuple[Array, ...]]) -> tuple[Array, ...]:

@@ -6,6 +6,7 @@ instruction counts its operands and results that lie in HBM, times the trips of 
   fusion          operands and results; of an operand that is only sliced, the slices; of a result
                   that updates an operand in place, the update
   copy, slice and collective that is started: once, at the start
+  all-reduce in a fusion that keeps a slice of it: a reduce-scatter, as TPU writes them
   kernel call     the author's estimate, at most its operands and results
   tuple, bitcast, parameter, the end of what was started: nothing
 
@@ -16,7 +17,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
-from jaxdecode.plan.cost import COLLECTIVES, collective_bytes, hbm_bytes, results
+from jaxdecode.plan.cost import COLLECTIVES, collective_bytes, hbm_bytes, results, scatters
 from jaxdecode.plan.hlo import Computation, Instruction, Module
 
 _AXES = re.compile(r"'([^']+)'=(\d+)")
@@ -27,7 +28,7 @@ class Collective:
     """One collective of the program.
 
     Attributes:
-        kind: for example "all-reduce".
+        kind: for example "all-reduce"; a fused one of which a slice is kept is "reduce-scatter".
         bytes: of its input or its output, whichever is larger, per device.
         group: devices that take part in one.
         times: how often it runs.
@@ -118,6 +119,7 @@ class _Run:
     inside: Computation
     times: int
     loops: tuple[str, ...]
+    source: str
 
 
 def account(module: Module) -> Traffic:
@@ -154,7 +156,7 @@ def _runs(
     """Every instruction outside fusions with the number of its runs."""
     inside = module.computations[name]
     for instruction in inside.instructions.values():
-        yield _Run(instruction, inside, times, loops)
+        yield _Run(instruction, inside, times, loops, _source(instruction, inside))
         if instruction.opcode == "while":
             body = instruction.computation("body")
             trips = module.trips(instruction, inside)
@@ -183,7 +185,7 @@ def _heaviest(module, instruction, times, loops, unknown) -> list[_Run]:
 def _move(run: _Run, bytes_once: int) -> Move:
     made = run.instruction
     total = bytes_once * run.times
-    return Move(made.name, made.opcode, total, run.times, run.loops, _source(made))
+    return Move(made.name, made.opcode, total, run.times, run.loops, run.source)
 
 
 def _collectives(module: Module, runs: list[_Run]) -> Iterator[_Run]:
@@ -194,7 +196,8 @@ def _collectives(module: Module, runs: list[_Run]) -> Iterator[_Run]:
             channel = found.attribute("channel_id") or found.name
             if found.opcode.removesuffix("-start") in COLLECTIVES and channel not in seen:
                 seen.add(channel)
-                yield _Run(found, inside, run.times, run.loops)
+                source = _source(found, inside) or run.source
+                yield _Run(found, inside, run.times, run.loops, source)
 
 
 def _collective(run: _Run) -> Collective:
@@ -203,12 +206,12 @@ def _collective(run: _Run) -> Collective:
     given = sum(array.nbytes for shape in inputs for array in shape)
     made = sum(array.nbytes for array in results(found, inputs))
     return Collective(
-        kind=found.opcode.removesuffix("-start"),
+        kind="reduce-scatter" if scatters(run.inside) else found.opcode.removesuffix("-start"),
         bytes=max(given, made),
         group=_group(found),
         times=run.times,
         loops=run.loops,
-        source=_source(found),
+        source=run.source,
     )
 
 
@@ -241,6 +244,10 @@ def _group(collective: Instruction) -> int:
     return 1
 
 
-def _source(instruction: Instruction) -> str:
+def _source(instruction: Instruction, inside: Computation) -> str:
+    """The operation it was made for; what XLA added belongs to the first that reads it."""
     found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""
+    if found:
+        return found[1]
+    users = inside.users[instruction.name]
+    return _source(users[0], inside) if users else ""

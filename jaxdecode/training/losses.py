@@ -1,5 +1,6 @@
 """Losses that objectives share; float32, means over the tokens that count."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Rows of scores over a vocabulary that are held at once.
+from jaxdecode.core import ops
+
+# Rows of scores over a vocabulary that are held at once; of wide rows more.
 CHUNK = 128
 # Rows that share a chunk; more rows make it larger instead of shorter, for the vocabulary's matrix
 # is read once per chunk.
@@ -54,7 +57,7 @@ def smooth_l1(x: Float[Array, "*B D"], y: Float[Array, "*B D"]) -> Float[Array, 
 
 
 def over_tokens(
-    function: Callable[..., Any], *arrays: Float[Array, "B T ..."], chunk: int = CHUNK
+    function: Callable[..., Any], *arrays: Float[Array, "B T ..."], chunk: int | None = None
 ) -> Any:
     """`function` on about N tokens at a time; what it returns is joined again to `[B, T, ...]`.
 
@@ -65,22 +68,16 @@ def over_tokens(
     Args:
         function: from `[N, ...]` arrays to a tree of `[N, ...]` arrays.
         *arrays: leading axes B, T.
-        chunk: N; where rows are many, more.
+        chunk: N; where rows are many, more. None for so many that their scores are as large as
+            the vocabulary's matrix in 16 bit: with fewer, reading it is most of what is moved.
     """
-    batch, width = arrays[0].shape[:2]
-    size = min(max(chunk // min(batch, SHARING), 1), width)
-    steps = -(-width // size)
+    batch = len(arrays[0])
+    if chunk is None:
+        *each, depth = arrays[0].shape[2:] or (1,)
+        chunk = max(CHUNK, depth // (2 * math.prod(each)))
 
-    def split(array: Array) -> Array:
-        rest = array.shape[2:]
-        pad = [(0, 0), (0, steps * size - width)] + [(0, 0)] * len(rest)
-        parts = jnp.pad(array, pad).reshape(batch, steps, size, *rest)
-        return jnp.moveaxis(parts, 1, 0).reshape(steps, batch * size, *rest)
+    def flat(*pieces: Array) -> Any:
+        out = function(*(piece.reshape(-1, *piece.shape[2:]) for piece in pieces))
+        return jax.tree.map(lambda rows: rows.reshape(batch, -1, *rows.shape[1:]), out)
 
-    def join(parts: Array) -> Array:
-        rest = parts.shape[2:]
-        rows = jnp.moveaxis(parts.reshape(steps, batch, size, *rest), 0, 1)
-        return rows.reshape(batch, steps * size, *rest)[:, :width]
-
-    out = jax.lax.map(jax.checkpoint(lambda part: function(*part)), tuple(map(split, arrays)))
-    return jax.tree.map(join, out)
+    return ops.over_places(flat, max(chunk // min(batch, SHARING), 1), *arrays)

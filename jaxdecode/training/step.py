@@ -125,8 +125,10 @@ def make(
         low = {name: leaf.astype(dtype) for name, leaf in moving.items()}
         if mesh is None:
             return low
-        # Gathered in the dtype of the computation, not in float32.
-        return jax.lax.with_sharding_constraint(low, rules.trained(low, mesh))
+        # Gathered in the dtype of the computation, not in float32, and here: left to XLA, it splits
+        # products over "data" or gathers a kernel at every use.
+        low = jax.lax.with_sharding_constraint(low, rules.trained(low, mesh))
+        return jax.lax.with_sharding_constraint(low, rules.trained(low, mesh, gathered=True))
 
     def loss(moving, held, target, moment, batch, key):
         low = lowered(moving)

@@ -188,6 +188,35 @@ def test_a_kernel_counts_its_estimate_at_most_its_operands():
     assert parts(target="other", cost=1)["custom-call"] == 2 * whole
 
 
+# How TPU writes a reduce-scatter.
+SCATTER = """HloModule m
+
+%all-reduce-scatter.1 (input: f32[8,128]) -> f32[2,128] {
+  %input = f32[8,128]{1,0} parameter(0)
+  %all-reduce.1 = f32[8,128]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %start = s32[] constant(0)
+  ROOT %kept = f32[2,128]{1,0} dynamic-slice(%all-reduce.1, %start, %start), dynamic_slice_sizes={2,128}
+}
+
+ENTRY %main (a: f32[8,128]) -> f32[2,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %copied = f32[8,128]{1,0} copy(%a)
+  ROOT %fusion = f32[2,128]{1,0} fusion(%copied), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="jit(f)/sum"}
+}
+"""  # noqa: E501
+
+
+def test_an_all_reduce_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    whole = 4 * 8 * 128
+    account = count(SCATTER)
+    (found,) = account.collectives
+    assert (found.kind, found.wire_bytes) == ("reduce-scatter", whole * 3 / 4)
+    moved = {move.opcode: move.bytes for move in account.moves}
+    assert moved == {"copy": 2 * whole, "all-reduce": whole, "fusion": whole // 4}
+    # What XLA added belongs to what reads it.
+    assert {move.source for move in account.moves} == {"jit(f)/sum"}
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("hello")

@@ -62,6 +62,7 @@ def make(config: Config, models: Models) -> Objective:
             params |= eagle3.columns(model.config, weights.target, tokens)
         return Start(params)
 
+    @jax.named_scope("target")
     def said(target_params, batch):
         frozen = jax.lax.stop_gradient(target_params)
         output = target.forward(frozen, batch.tokens, program(batch), None, parts.taps)
@@ -74,7 +75,9 @@ def make(config: Config, models: Models) -> Objective:
         del moment
         frozen = jax.lax.stop_gradient(target_params)
         known = features.known(batch, said, frozen)
-        hidden, start = known["hidden"], parts.fused(params, known["taps"])
+        hidden = known["hidden"]
+        with jax.named_scope("heads"):
+            start = parts.fused(params, known["taps"])
         places = probed.choose(ahead(batch, 2)[1], key, config.num_places)
         tokens = params.get("tokens")
         trimmed = frozen if tokens is None else classes.with_rows(model.config, frozen, tokens)
@@ -85,8 +88,9 @@ def make(config: Config, models: Models) -> Objective:
         total, metrics = jnp.float32(0), {}
         for j, out in enumerate(unrolled(parts, params, frozen, batch, start, config.num_passes)):
             weight = probed.taken(ahead(batch, j + 2)[1], places)
-            sure = probed.taken(features.shift(can, j + 1), places)
-            taught = probed.taken(features.shift(hidden, j + 1), places)
+            # Past the end nothing has weight.
+            later = jnp.minimum(places + j + 1, hidden.shape[1] - 1)
+            sure, taught = probed.taken(can, later), probed.taken(hidden, later)
 
             def per_token(out, taught):
                 ours = parts.scores(params, frozen, out)
@@ -94,7 +98,8 @@ def make(config: Config, models: Models) -> Objective:
                 hit = ours.argmax(-1) == theirs.argmax(-1)
                 return losses.soft_cross_entropy(ours, jax.nn.softmax(theirs)), hit
 
-            errors, hits = losses.over_tokens(per_token, probed.taken(out, places), taught)
+            with jax.named_scope("losses"):
+                errors, hits = losses.over_tokens(per_token, probed.taken(out, places), taught)
             total += config.decay**j * losses.weighted_mean(errors * sure, weight)
             metrics[f"accuracy.{j}"] = losses.weighted_mean(hits * sure, weight)
         return total, metrics
@@ -102,6 +107,7 @@ def make(config: Config, models: Models) -> Objective:
     return Objective(init=init, loss=loss, export=heads_only, features=said)
 
 
+@jax.named_scope("heads")
 def unrolled(
     parts: eagle3.Parts,
     params: Any,
@@ -110,25 +116,21 @@ def unrolled(
     start: Float[Array, "B T D"],
     num_passes: int,
 ) -> list[Float[Array, "B T D"]]:
-    """Outputs of every pass; `start` is what the first one reads.
+    """Outputs of every pass; `start` is what the first one reads."""
+    layer, sees, embed = parts.layer, sees_of(batch.segments), parts.target.embed
+    assert embed is not None
+    embedded = jax.lax.stop_gradient(embed(frozen, batch.tokens))
 
-    Their scores are computed again in the backward pass: kept, those of all passes would be the
-    most that a step holds.
-    """
-    layer, sees = parts.layer, sees_of(batch.segments)
-
-    @jax.checkpoint
-    def deeper(params, read, tokens, positions, above):
-        read, x = parts.enter(params, frozen, tokens, read)
-        attend = extra.attend_down
-        mixed, own = attend(
+    def attend(read, positions, above):
+        return extra.attend_down(
             layer.config, layer.kv_dtype, params["attn"], read, positions, sees, above
         )
-        return layer.after(params, x + mixed), own
 
     read, above, made = start, [], []
     for j in range(num_passes):
-        read, own = deeper(params, read, ahead(batch, j + 1)[0], batch.positions + j, above)
+        joined, x = parts.join(params, features.shift(embedded, j + 1), read)
+        mixed, own = attend(joined, batch.positions + j, above)
+        read = layer.after(params, x + mixed)
         above.append(own)
         made.append(read)
     return made
