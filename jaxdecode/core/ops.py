@@ -142,10 +142,10 @@ def _by_rows(form: Callable[..., Array], dtype: Any, x: Array, kernel: Array) ->
     if rows.shape[0] > 1:
         return _product(form, dtype, rows, kernel)
 
-    def once(rows, kernel):
+    def once(rows: Array, kernel: Array) -> Any:
         return _product(form, dtype, rows, kernel)
 
-    def twice(rows, kernel):
+    def twice(rows: Array, kernel: Array) -> Array:
         return once(jnp.concatenate([rows, rows]), kernel)[:1]
 
     return jax.lax.platform_dependent(rows, kernel, cpu=twice, default=once)

@@ -242,7 +242,9 @@ def test_weights_only_on_this_machine():
     weights = jax.ShapeDtypeStruct((layers, width, width), jnp.float32)
     x = jax.ShapeDtypeStruct((1, width), jnp.float32)
     compiled = jax.jit(run).lower(weights, x).compile()
-    found = count(compiled.as_text())
+    text = compiled.as_text()
+    assert text is not None
+    found = count(text)
     size = 4 * layers * width * width
     # XLA:CPU copies every slice before the product: one read, one write, one read.
     assert found.hbm_bytes == pytest.approx(3 * size, rel=0.03)

@@ -25,7 +25,10 @@ MEGABYTE = 2**20
 
 @pytest.mark.parametrize(
     ("topology", "mesh", "batch", "hbm", "wire"),
-    [("v5e:4x4", "data=4,model=4", 16, 1.35, 1.2), ("v5p:4x4x4", "data=16,model=4", 64, 2.55, 1.22)],
+    [
+        ("v5e:4x4", "data=4,model=4", 16, 1.35, 1.2),
+        ("v5p:4x4x4", "data=16,model=4", 64, 2.55, 1.22),
+    ],
 )
 def test_eagle3_for_an_8b_target(topology, mesh, batch, hbm, wire):
     found = hardware.parse(topology)

@@ -29,6 +29,7 @@ from jaxdecode.continuous import schedules
 from jaxdecode.core.protocols import Model, Models
 from jaxdecode.heads import cosmos
 from jaxdecode.heads import ladic as net
+from jaxdecode.models import bidirectional
 from jaxdecode.training import answers, losses
 from jaxdecode.training.answers import Aligned
 from jaxdecode.training.features import known
@@ -107,7 +108,7 @@ def _statistics(features: Any, texts: Texts, shape: net.Shape) -> dict[str, Arra
     count, first, second = (sum(column) for column in zip(*found, strict=True))
     mean = first / jnp.maximum(count, 1)
     variance = second / jnp.maximum(count, 1) - mean**2
-    return {"mean": mean, "scale": jnp.sqrt(jnp.maximum(variance, net.EPS))}
+    return {"mean": mean, "scale": jnp.sqrt(jnp.maximum(variance, bidirectional.EPS))}
 
 
 def _filled(read: Aligned, num: int) -> Aligned:
