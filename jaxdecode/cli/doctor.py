@@ -48,11 +48,13 @@ def examine() -> tuple[list[dict[str, Any]], list[Finding]]:
     taken = machine.held(machine.tpus())
     devices, seen = ([], taken) if taken else machine.devices()
     have = packages.installed()
+    on_cpu = all(device["platform"] == "cpu" for device in devices)
     return devices, [
         *packages.findings(),
         seen,
         *machine.accelerators(have),
         machine.memory(),
+        *(machine.large_pages() if on_cpu else ()),
         *machine.places(),
     ]
 

@@ -21,9 +21,10 @@ from jaxdecode.paths import cache_dir, offline
 VARIABLES = (
     "JAXDECODE_CACHE", "JAXDECODE_OFFLINE", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR",
     "JAX_ENABLE_COMPILATION_CACHE", "JAX_ENABLE_X64", "JAX_DISABLE_JIT", "XLA_FLAGS",
-    "LIBTPU_INIT_ARGS", "TPU_VISIBLE_CHIPS", "CUDA_VISIBLE_DEVICES", "HF_HOME",
+    "LIBTPU_INIT_ARGS", "TPU_VISIBLE_CHIPS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "GLIBC_TUNABLES",
 )  # fmt: skip
 LOCK = Path("/tmp/libtpu_lockfile")
+LARGE_PAGES = "glibc.malloc.hugetlb=1"
 _PROBE = (
     "import json, jax; print(json.dumps([{'platform': d.platform, 'kind': d.device_kind, "
     "'bytes': (d.memory_stats() or {}).get('bytes_limit')} for d in jax.local_devices()]))"
@@ -212,6 +213,19 @@ def memory(root: Path = Path("/")) -> Finding:
     if free < _LITTLE_MEMORY:
         return Finding("memory", "warning", text, "end other processes, or take a smaller model")
     return Finding("memory", "ok", text)
+
+
+def large_pages(root: Path = Path("/")) -> Iterator[Finding]:
+    """Whether the memory of a step, which XLA:CPU takes anew every time, comes in large pages."""
+    try:
+        file = root / "sys/kernel/mm/transparent_hugepage/enabled"
+        on_request = "[madvise]" in file.read_text(encoding="ascii")
+    except OSError:
+        return
+    if on_request and LARGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
+        text = "memory comes in small pages, which costs training on a CPU half of its time"
+        fix = f"export GLIBC_TUNABLES={LARGE_PAGES} (glibc 2.35 or later)"
+        yield Finding("pages", "note", text, fix)
 
 
 def variables() -> dict[str, str]:

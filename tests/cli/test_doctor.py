@@ -175,6 +175,20 @@ def test_memory_of_a_machine_and_of_a_container(tmp_path):
     )
 
 
+def test_small_pages_are_noted_where_large_ones_come_on_request(tmp_path, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert not list(machine.large_pages(tmp_path)), "no such file: another system"
+    file = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
+    file.parent.mkdir(parents=True)
+    file.write_text("[always] madvise never\n")
+    assert not list(machine.large_pages(tmp_path))
+    file.write_text("always [madvise] never\n")
+    (found,) = machine.large_pages(tmp_path)
+    assert found.status == "note" and "GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in found.fix
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1:glibc.malloc.hugetlb=1")
+    assert not list(machine.large_pages(tmp_path))
+
+
 def test_a_cache_folder_that_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXDECODE_CACHE", str(tmp_path / "cache"))
     assert broken(machine.places()) == []
