@@ -155,12 +155,7 @@ class Parts(NamedTuple):
         """What the attention reads, and what it adds to."""
         embed = self.target.embed
         assert embed is not None
-        return self.join(params, jax.lax.stop_gradient(embed(target, tokens)), features)
-
-    def join(
-        self, params: Any, embedded: Float[Array, "B T D"], features: Float[Array, "B T D"]
-    ) -> tuple[Float[Array, "B T I"], Float[Array, "B T D"]]:
-        """As `enter`, of tokens that are embedded already."""
+        embedded = jax.lax.stop_gradient(embed(target, tokens))
         both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
         own = params["enter"]
         x = both.astype(jnp.float32) @ own["kernel"].astype(jnp.float32)

@@ -73,12 +73,7 @@ class Parts(NamedTuple):
         """As `eagle.Parts.enter`."""
         embed = self.target.embed
         assert embed is not None
-        return self.join(params, jax.lax.stop_gradient(embed(target, tokens)), features)
-
-    def join(
-        self, params: Any, embedded: Float[Array, "B T D"], features: Float[Array, "B T D"]
-    ) -> tuple[Float[Array, "B T I"], Float[Array, "B T D"]]:
-        """As `eagle.Parts.join`."""
+        embedded = jax.lax.stop_gradient(embed(target, tokens))
         sides = (("token_norm", embedded), ("feature_norm", features.astype(embedded.dtype)))
         read = jnp.concatenate([self.layer.norm(params[name], x) for name, x in sides], axis=-1)
         return read, sides[1][1]

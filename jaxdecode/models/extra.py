@@ -131,6 +131,7 @@ def attend_down(
     positions: Int[Array, "B T"],
     sees: Bool[Array, "B T T"],
     above: Sequence[tuple[Array, Array]],
+    beside: Float[Array, "B T K G d"] | None = None,
 ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
     """Attention of rows that go on from each place of a text, one row deeper at every call.
 
@@ -146,6 +147,7 @@ def attend_down(
         positions: of the rows.
         sees: which rows of the first call each row sees.
         above: keys and values of the earlier calls; empty in the first.
+        beside: what else queries, keys and values are made from, multiplied already.
 
     Returns:
         What it adds, and keys and values `[B, T, K, d]` of these rows.
@@ -153,6 +155,7 @@ def attend_down(
     c = config
     features = (c.num_kv_heads, c.group_size + 2, c.head_dim)
     qkv: Any = Linear(features, c.qkv_bias, dtype).apply({"params": params["qkv"]}, read)
+    qkv = qkv if beside is None else qkv + beside
     query, key, value = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
     if c.qk_norm:
         norm: Any = RMSNorm(c.norm_eps, c.norm_offset)

@@ -15,8 +15,9 @@ from jaxdecode.core.protocols import HeadSpec, Weights
 from jaxdecode.drafters import eagle as drafter
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import eagle, eagle3
+from jaxdecode.models import extra
 from jaxdecode.training import losses
-from jaxdecode.training.objective import Texts, program
+from jaxdecode.training.objective import Texts, ahead, program
 from jaxdecode.training.objectives import eagle3 as objective
 from tests import toys
 from tests.training import gate
@@ -45,10 +46,21 @@ def bound(kind, lm, shape=None):
 
 @functools.partial(jax.jit, static_argnames=("parts", "depth"))
 def passes_of(params, target, data, *, parts, depth):
-    """What the passes of training say of a text."""
+    """What passes say of a text, each of which reads what the one before it said."""
     output = parts.target.forward(target, data.tokens, program(data), None, parts.taps)
-    seen = parts.features(params, output)
-    return objective.unrolled(parts, params, target, data, seen, depth)
+    said = parts.features(params, output)
+    if isinstance(parts, eagle3.Parts):
+        return objective.unrolled(parts, params, target, data, said, depth)
+    # EAGLE is trained on one pass only.
+    layer, sees, above, made = parts.layer, objective.sees_of(data.segments), [], []
+    for j in range(depth):
+        read, x = parts.enter(params, target, ahead(data, j + 1)[0], said)
+        form = layer.config, layer.kv_dtype, params["attn"]
+        mixed, own = extra.attend_down(*form, read, data.positions + j, sees, above)
+        said = layer.after(params, x + mixed)
+        above.append(own)
+        made.append(said)
+    return made
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Models
 from jaxdecode.drafters import vocabtrim
 from jaxdecode.heads import eagle3
@@ -85,24 +86,29 @@ def make(config: Config, models: Models) -> Objective:
         if tokens is not None:
             drafted = jnp.zeros(model.config.vocab_size).at[tokens].set(1.0)
             can = drafted[known["best"]]
-        total, metrics = jnp.float32(0), {}
-        for j, out in enumerate(unrolled(parts, params, frozen, batch, start, config.num_passes)):
-            weight = probed.taken(ahead(batch, j + 2)[1], places)
-            # Past the end nothing has weight.
-            later = jnp.minimum(places + j + 1, hidden.shape[1] - 1)
-            sure, taught = probed.taken(can, later), probed.taken(hidden, later)
+        passes = jnp.arange(config.num_passes)
+        outs = unrolled(parts, params, frozen, batch, start, config.num_passes)
+        # Past the end nothing has weight.
+        later = jnp.minimum(places + passes[:, None, None] + 1, hidden.shape[1] - 1)
+        weight = [probed.taken(ahead(batch, j + 2)[1], places) for j in range(len(outs))]
 
-            def per_token(out, taught):
-                ours = parts.scores(params, frozen, out)
-                theirs = target.logits(trimmed, taught)
-                hit = ours.argmax(-1) == theirs.argmax(-1)
-                return losses.soft_cross_entropy(ours, jax.nn.softmax(theirs)), hit
+        def per_token(out, taught):
+            ours = parts.scores(params, frozen, out)
+            theirs = target.logits(trimmed, taught)
+            hit = ours.argmax(-1) == theirs.argmax(-1)
+            return losses.soft_cross_entropy(ours, jax.nn.softmax(theirs)), hit
 
-            with jax.named_scope("losses"):
-                errors, hits = losses.over_tokens(per_token, probed.taken(out, places), taught)
-            total += config.decay**j * losses.weighted_mean(errors * sure, weight)
-            metrics[f"accuracy.{j}"] = losses.weighted_mean(hits * sure, weight)
-        return total, metrics
+        with jax.named_scope("losses"):
+            asked = jnp.stack([probed.taken(out, places) for out in outs])
+            taught, sure = (jax.vmap(probed.taken, (None, 0))(x, later) for x in (hidden, can))
+            # In a loop the gradient of what scores all passes is summed over devices once.
+            compare = jax.checkpoint(lambda given: losses.over_tokens(per_token, *given))
+            found = jax.lax.map(compare, (asked, taught))
+        errors, rates = (
+            jax.vmap(losses.weighted_mean)(each * sure, jnp.stack(weight)) for each in found
+        )
+        metrics = {f"accuracy.{j}": rate for j, rate in enumerate(rates)}
+        return (config.decay**passes * errors).sum(), metrics
 
     return Objective(init=init, loss=loss, export=heads_only, features=said)
 
@@ -120,19 +126,24 @@ def unrolled(
     layer, sees, embed = parts.layer, sees_of(batch.segments), parts.target.embed
     assert embed is not None
     embedded = jax.lax.stop_gradient(embed(frozen, batch.tokens))
+    # What tokens add to queries, keys and values is the same in all passes, some places further.
+    attn, width = params["attn"], embedded.shape[-1]
+    of_tokens, of_states = jnp.split(attn["qkv"]["kernel"], [width])
+    spoken = ops.linear(layer.norm(params["token_norm"], embedded), of_tokens, layer.kv_dtype)
+    attn = attn | {"qkv": attn["qkv"] | {"kernel": of_states}}
 
-    def attend(read, positions, above):
+    def attend(x, positions, beside, above):
+        read = layer.norm(params["feature_norm"], x)
         return extra.attend_down(
-            layer.config, layer.kv_dtype, params["attn"], read, positions, sees, above
+            layer.config, layer.kv_dtype, attn, read, positions, sees, above, beside
         )
 
-    read, above, made = start, [], []
+    x, above, made = start.astype(embedded.dtype), [], []
     for j in range(num_passes):
-        joined, x = parts.join(params, features.shift(embedded, j + 1), read)
-        mixed, own = attend(joined, batch.positions + j, above)
-        read = layer.after(params, x + mixed)
+        mixed, own = attend(x, batch.positions + j, features.shift(spoken, j + 1), above)
+        x = layer.after(params, x + mixed)
         above.append(own)
-        made.append(read)
+        made.append(x)
     return made
 
 
