@@ -11,10 +11,10 @@ A model of a step without waste, in the dtype of the computation:
   the rest        norms, activations, rotations: nothing, they are part of what they feed
 
 The target runs forward once, the heads forward and backward; what was written is read again instead
-of computed again, scores excepted. Every pass reads the heads' kernels. They are gathered over
-"data" once, their gradients scattered once, and the optimizer (AdamW behind a clipped norm) changes
-its share in place. The target's rows of the draft vocabulary are taken for granted: they never
-change.
+of computed again, scores of attention excepted. Every pass reads the heads' kernels, but what
+tokens add to queries, keys and values is made once for all passes. Kernels are gathered over "data"
+once, their gradients scattered once, and the optimizer (AdamW behind a clipped norm) changes its
+share in place. The target's rows of the draft vocabulary are taken for granted: they never change.
 
 It is no lower bound for a chip that keeps a whole stream between two products, and XLA does so in
 places.
@@ -50,7 +50,6 @@ class _Layer:
     Attributes:
         rows: tokens.
         width: of the stream.
-        read: width that its attention reads.
         query: width of the queries.
         keys: width of keys and values together.
         mlp: width inside the MLP.
@@ -58,41 +57,42 @@ class _Layer:
 
     rows: int
     width: int
-    read: int
     query: int
     keys: int
     mlp: int
 
     @property
+    def qkv(self) -> int:
+        return self.query + self.keys
+
+    @property
     def kernels(self) -> int:
-        qkv = self.query + self.keys
-        return self.read * qkv + self.query * self.width + 3 * self.width * self.mlp
+        return self.width * (self.qkv + self.query + 3 * self.mlp)
 
     @property
     def forward(self) -> int:
-        qkv = self.query + self.keys
-        products = (self.read + qkv) + (self.query + self.width) + 2 * (self.width + 2 * self.mlp)
-        attention = qkv + self.query
+        products = (
+            (self.width + self.qkv) + (self.query + self.width) + 2 * (self.width + 2 * self.mlp)
+        )
+        attention = self.qkv + self.query
         sums = 2 * (2 + 2) * self.width
         return self.rows * (products + attention + sums) + self.kernels
 
     @property
     def backward(self) -> int:
-        """The token's half of what the attention reads has no gradient."""
-        qkv = self.query + self.keys
         into_rows = (
             (self.width + 2 * 2 * self.mlp)  # reads the MLP's two halves for their own gradients
             + (2 * self.mlp + self.width)
             + (self.width + self.query)
-            + (qkv + self.width)
+            + (self.qkv + self.width)
         )
         into_kernels = (
             (2 * self.mlp + self.width)
             + (self.width + 2 * self.mlp)
             + (self.query + self.width)
-            + (self.read + qkv)
+            + (self.width + self.qkv)
         )
-        attention = 2 * qkv + 2 * self.query
+        attention = 2 * self.qkv + 2 * self.query
         # Two all-reduces, each behind a norm, whose input is read too.
         sums = 2 * (2 + 3) * self.width
         return self.rows * (into_rows + into_kernels + attention + sums) + self.kernels
@@ -113,18 +113,17 @@ def eagle3(
     c = made.config
     data, parts = (made.mesh.shape[rules.RULES[name]] for name in ("rows", "kv_heads"))
     texts, width = made.batch // data, c.hidden_size
-    target = _Layer(
+    layer = _Layer(
         rows=texts * length,
         width=width,
-        read=width,
         query=c.num_heads * c.head_dim // parts,
         keys=2 * c.num_kv_heads * c.head_dim // parts,
         mlp=c.intermediate_size // parts,
     )
-    layer = dataclasses.replace(target, read=2 * width)
-    stream, places = target.rows * width, texts * num_places * width
+    stream, places = layer.rows * width, texts * num_places * width
     fuse, head = 3 * width * width, draft_vocab * width // parts
-    kernels = layer.kernels + fuse + head
+    spoken = layer.qkv * width
+    own = layer.kernels + spoken + fuse
 
     def summed(elements: int) -> float:
         return 2 * (parts - 1) / parts * elements
@@ -138,30 +137,39 @@ def eagle3(
     scoring = c.vocab_size * width // parts + stream
     fusing = 2 * (3 * stream + stream) + fuse
     # Rows of pass j see one more key and value per pass before theirs, and add to its gradient.
-    deeper = target.rows * target.keys * 4 * (num_passes * (num_passes - 1) // 2)
-    # Forward: both states are taken and scored. Backward: scored again, with the gradient of the
-    # heads' own state, which is summed and put back.
-    scored = 2 * 3 * places + 2 * head + (2 * places + 2 * head) + (1 + 2 + 3) * places
-    layer_gradient, head_gradient = scattered(layer.kernels + fuse), scattered(head)
+    deeper = layer.rows * layer.keys * 4 * (num_passes * (num_passes - 1) // 2)
+    # What tokens add: made, added in every pass, and its gradient summed. The tokens' own gradient
+    # is none but that of their norm's scale.
+    both_ways = 2 * (stream + layer.rows * layer.qkv)
+    adding = both_ways + spoken + num_passes * 2 * layer.rows * layer.qkv
+    # Both states are taken and scored once; the gradient of the heads' own reads kernel and state
+    # again, is summed and put back.
+    scored = 2 * 3 * places + 2 * head + (places + head) + (1 + 2 + 3) * places
+    own_gradient, head_gradient = scattered(own), scattered(head)
     # In float32, parameters and two moments are read and written, and parameters read to be
     # lowered. Lowered ones are written, and read to be gathered; the gradient is read twice: for
     # the norm of all, and to move.
     size = made.dtype.itemsize
-    own = kernels / data * ((3 * 2 + 1) * 4 / size + 2 + 2)
+    kernels = own + head
+    moving = kernels / data * ((3 * 2 + 1) * 4 / size + 2 + 2)
     elements = {
         "target": (
-            4 * stream + c.num_layers * target.forward + scoring,
+            4 * stream + c.num_layers * layer.forward + scoring,
             (2 * c.num_layers + 1) * summed(stream),
         ),
         "heads": (
-            fusing + num_passes * (layer.forward + layer.backward) + deeper + layer_gradient[0],
-            num_passes * 4 * summed(stream) + layer_gradient[1],
+            fusing
+            + adding
+            + num_passes * (layer.forward + layer.backward)
+            + deeper
+            + own_gradient[0],
+            num_passes * 4 * summed(stream) + own_gradient[1],
         ),
         "losses": (
             num_passes * scored + head_gradient[0],
             num_passes * summed(places) + head_gradient[1],
         ),
-        "parameters": (own + kernels, (data - 1) / data * kernels),
+        "parameters": (moving + kernels, (data - 1) / data * kernels),
     }
     return {kind: Bytes(hbm * size, wire * size) for kind, (hbm, wire) in elements.items()}
 
