@@ -26,8 +26,8 @@ MEGABYTE = 2**20
 @pytest.mark.parametrize(
     ("topology", "mesh", "batch", "hbm", "wire"),
     [
-        ("v5e:4x4", "data=4,model=4", 16, 1.35, 1.2),
-        ("v5p:4x4x4", "data=16,model=4", 64, 2.55, 1.22),
+        ("v5e:4x4", "data=4,model=4", 16, 1.2, 1.05),
+        ("v5p:4x4x4", "data=16,model=4", 64, 2.48, 1.05),
     ],
 )
 def test_eagle3_for_an_8b_target(topology, mesh, batch, hbm, wire):
@@ -55,12 +55,21 @@ def test_eagle3_for_an_8b_target(topology, mesh, batch, hbm, wire):
         if one.bytes > MEGABYTE:
             counts[floor.kind_of(one.source), one.kind, one.group] += one.times
     data, model = (made.mesh.shape[axis] for axis in ("data", "model"))
-    assert counts["target", "all-reduce", model] == 2 * LAYERS + 1
-    # XLA joins some of the small ones.
-    extra = 3 if data == model else 0
-    assert PASSES * 4 <= counts["heads", "all-reduce", model] <= PASSES * 4 + extra
-    # One for each kernel; the gradients of the heads' own scores come pass by pass.
-    assert counts["parameters", "all-gather", data] == 6
-    assert counts["heads", "reduce-scatter", data] == 5
-    assert counts["losses", "reduce-scatter", data] <= PASSES
-    assert not {"all-to-all", "ragged-all-to-all"} & {kind for _, kind, _ in counts}
+    expected = collections.Counter(
+        {
+            # The rows of the embedding, and two sums per layer.
+            ("target", "all-reduce", model): 1 + 2 * LAYERS,
+            # Two sums of each pass and of its gradient, and the gradient of the tokens' norm.
+            ("heads", "all-reduce", model): 4 * PASSES + 1,
+            # The gradient of every kernel once; XLA sums that of queries, keys and values whole.
+            ("heads", "reduce-scatter", data): 4,
+            ("losses", "reduce-scatter", data): 1,
+            ("losses", "all-reduce", model): PASSES,
+            ("parameters", "all-gather", data): 6,
+            # The target's rows of the draft vocabulary, to where the heads have theirs.
+            ("parameters", "all-reduce", model): 1,
+            ("parameters", "collective-permute", 2): 1,
+        }
+    )
+    expected["heads", "all-reduce", data] += 1
+    assert counts == expected
