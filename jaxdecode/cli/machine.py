@@ -223,7 +223,7 @@ def large_pages(root: Path = Path("/")) -> Iterator[Finding]:
     except OSError:
         return
     if on_request and LARGE_PAGES not in os.environ.get("GLIBC_TUNABLES", ""):
-        text = "memory comes in small pages, which costs training on a CPU half of its time"
+        text = "memory comes in small pages, which makes training on a CPU slower"
         fix = f"export GLIBC_TUNABLES={LARGE_PAGES} (glibc 2.35 or later)"
         yield Finding("pages", "note", text, fix)
 
