@@ -188,18 +188,20 @@ class Proposal:
 
 @pytree
 class Nested:
-    """Texts that a row may come to, each with one more slot filled than the one before.
+    """Texts that a row may come to: each with some of R guesses filled in, whichever came first.
 
     Attributes:
         tokens: their first M rows of the window, the mask token where undecided.
-        slot: the slot of the window that each fills besides.
+        guesses: which of the guesses each has; no two texts have the same ones.
+        slot: the slot of the window that a guess fills.
         token: with what.
-        valid: which of them exist; after the first that does not, none does.
+        valid: which of the texts exist.
     """
 
     tokens: Int[Array, "B J M"]
-    slot: Int[Array, "B J"]
-    token: Int[Array, "B J"]
+    guesses: Bool[Array, "B J R"]
+    slot: Int[Array, "B R"]
+    token: Int[Array, "B R"]
     valid: Bool[Array, "B J"]
 
 

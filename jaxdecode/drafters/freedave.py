@@ -3,46 +3,65 @@
 Idea: what the target last wanted in the slots that are still undecided is a good guess of what it
 will want. The likeliest j of these guesses filled in, for j = 1, 2, ..., make nested texts. All go
 through the target in one pass, each seeing itself only. If the text as it is leads to the first of
-them, the step after it is known as well, and so on (`verifiers.nested`).
+them, the step after it is known as well, and so on (`verifiers.nested`). The target's next step is
+often right about the tokens and not about their order, so with `num_choices` w a step may fill any
+of the w likeliest guesses that are left: texts are all sets of d guesses among the first d + w - 1.
 
 Exactness: L0 against `llada` with the same blocks and reuse: every step that is taken is a step of
 it, only several per pass. In the first pass on a block, which renews keys and values, nothing is
 tried.
-Cost: a pass takes in the window num_draft + 1 times; with reuse "prefix" as many times the text.
-Source: arXiv:2510.00294. There the first text is committed before the pass and its step after it;
-here both are in the same pass, so that a pass takes at least one step.
+Cost: a pass takes in the window once more for each text that is tried (`sets`); with reuse "prefix"
+as many times the text.
+Source: arXiv:2510.00294, whose texts are those of one choice. There the first text is committed
+before the pass and its step after it; here both are in the same pass, so that a pass takes at least
+one step.
 """
 
 import dataclasses
 import functools
+import itertools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Drafter, Models, TargetOutput, Weights
 from jaxdecode.core.types import Candidates, Canvas, Nested, Request, Window, pytree
 from jaxdecode.drafters import denoise
+from jaxdecode.errors import InputError
 from jaxdecode.sampling import confidence
+
+MAX_TEXTS = 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(denoise.Config):
-    """Options: those of `denoise`, and one more.
+    """Options: those of `denoise`, and two more.
 
     Attributes:
-        num_draft: texts that are tried besides the text as it is.
+        num_draft: steps that are tried besides the next one.
+        num_choices: guesses that each of them may be.
     """
 
     num_draft: int = 3
+    num_choices: int = 1
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         super().__post_init__()
         checks.integer("num_draft", self.num_draft, low=0, high=63)
+        checks.integer("num_choices", self.num_choices, low=1, high=63)
+        num_texts = math.comb(self.num_draft + self.num_choices, self.num_choices) - 1
+        if num_texts > MAX_TEXTS:
+            raise InputError(
+                f"num_draft={self.num_draft} with num_choices={self.num_choices} tries "
+                f"{num_texts:,} texts in one pass, at most {MAX_TEXTS} are possible: lower one."
+            )
 
 
 @pytree
@@ -59,10 +78,21 @@ def make(config: Config, models: Models) -> Drafter:
     plan, base = denoise.plan_of(config, models), denoise.make(config, models)
     return base._replace(
         init=functools.partial(_init, base, plan),
-        propose=functools.partial(_propose, base, plan, config.num_draft),
+        propose=functools.partial(_propose, base, plan, sets(config)),
         score=functools.partial(_score, models),
         update=functools.partial(_update, base),
     )
+
+
+def sets(config: Config) -> Bool[np.ndarray, "J R"]:
+    """Which guesses, by rank, each text has that is tried; those with fewer first."""
+    width = config.num_draft + config.num_choices - 1 if config.num_draft else 0
+    chosen = [
+        np.isin(np.arange(width), ranks)
+        for size in range(1, config.num_draft + 1)
+        for ranks in itertools.combinations(range(size + config.num_choices - 1), size)
+    ]
+    return np.array(chosen, bool).reshape(len(chosen), width)
 
 
 def _init(
@@ -86,7 +116,7 @@ def _init(
 def _propose(
     base: Drafter,
     plan: denoise.Plan,
-    num_draft: int,
+    texts: Bool[np.ndarray, "J R"],
     weights: Weights,
     state: State,
     request: Request,
@@ -95,26 +125,29 @@ def _propose(
 ) -> tuple[Window, State]:
     window, place = base.propose(weights, state.place, request, canvas, view)
     num_slots = canvas.tokens.shape[1]
+    num_texts, num_guesses = texts.shape
     # Guesses exist from the second step on a block; the last slot is left to the text as it is.
-    left = window.open.sum(-1, dtype=jnp.int32)
+    left = window.open.sum(-1, dtype=jnp.int32)[:, None]
+    valid = (texts.sum(-1) < left) & (window.step > 0)[:, None]
+    valid &= (texts * np.arange(1, num_guesses + 1)).max(-1, initial=0) <= left
     # By probability as `llada` has it: of log-probabilities, more are different.
     rank = confidence.rank(jnp.exp(state.logprob), window.open)
-    turn = jnp.arange(num_draft)
-    slot = jnp.argmax(rank[:, None] == turn[:, None], axis=-1).astype(jnp.int32)
-    valid = (turn < left[:, None] - 1) & (window.step > 0)[:, None]
+    guessed = rank[:, None] == np.arange(num_guesses)[:, None]
+    slot = jnp.where(guessed.any(-1), jnp.argmax(guessed, axis=-1), -1).astype(jnp.int32)
     # Every text has rows of its own for all that a step takes in.
     whole = plan.reuse in ("none", "prefix")
     width = num_slots if whole else plan.block + plan.shift
-    filled = window.open[:, None] & (rank[:, None] <= turn[:, None])
+    filled = window.open[:, None] & (texts[:, :, None] & guessed[:, None]).any(2)
     nested = Nested(
         tokens=_texts(window, state.tokens, filled, width),
+        guesses=jnp.broadcast_to(texts, (len(left), *texts.shape)),
         slot=slot,
-        token=jnp.take_along_axis(state.tokens, slot, axis=1),
+        token=jnp.take_along_axis(state.tokens, jnp.maximum(slot, 0), axis=1),
         valid=valid,
     )
     # Texts that are tried stand before the text as it is, whose rows vary in number.
-    own = num_draft * width + window.scored
-    tried = window.scored[:, None] + width * turn[:, None]
+    own = num_texts * width + window.scored
+    tried = window.scored[:, None] + width * np.arange(num_texts)[:, None]
     scored = jnp.concatenate([own[:, None], tried], axis=1).reshape(len(own), -1)
     return dataclasses.replace(window, nested=nested, scored=scored), dataclasses.replace(
         state, place=place

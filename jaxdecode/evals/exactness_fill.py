@@ -308,10 +308,11 @@ def _texts(line: Line, temperature: float, verifier: Verifier | None = None) -> 
     return api._decode(toys.denoiser(), engine, prompts, keys, chosen, TEXTS, None).tokens
 
 
-def _all_right(before, tried, number, slot, token):
-    """A walk that takes every text that was tried for one that was reached."""
+def _all_right(tried, have, slot, token):
+    """A walk that goes on to a text with one more guess, whatever the step was."""
     del slot, token
-    return before & tried.valid[number]
+    holds = (tried.guesses | ~have).all(-1)
+    return tried.valid & holds & (tried.guesses.sum(-1) == have.sum() + 1)
 
 
 # One bundle for all calls: programs are kept by it.

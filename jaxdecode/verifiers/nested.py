@@ -1,8 +1,8 @@
 """The walk down nested texts: as many steps of the plain sampler as were tried rightly.
 
-The text as it is leads to a step: its likeliest slot takes its candidate. Where that is what the
-first text that was tried has filled in, that text is what the plain sampler would see next, and its
-own step is known too; and so on. What is decided is the steps of all texts that were reached.
+The text as it is leads to a step: its likeliest slot takes its candidate. Where a text that was
+tried has just that filled in, that text is what the plain sampler would see next, and its own step
+is known too; and so on. What is decided is the steps of all texts that were reached.
 
 Exactness: L0 against one slot per pass; the draws of a step are those of that step.
 Source: arXiv:2510.00294.
@@ -52,8 +52,10 @@ def _verify(
     batch, width = proposal.open.shape
     logits = output.logits.reshape(batch, -1, width, output.logits.shape[-1])
     wanted = []
+    # A text with d guesses is what is there after d steps, and has the noise of that step.
+    taken = jnp.pad(proposal.nested.guesses.sum(-1, dtype=jnp.int32), ((0, 0), (1, 0)))
     for number in range(logits.shape[1]):
-        text = dataclasses.replace(proposal, calls=proposal.calls + number)
+        text = dataclasses.replace(proposal, calls=proposal.calls + taken[:, number])
         wanted.append(walk.by_row(denoise.candidates, request, canvas, text, logits[:, number]))
     tokens = jnp.stack([each.tokens for each in wanted], axis=1)
     logprob = jnp.stack([each.logprob for each in wanted], axis=1)
@@ -65,15 +67,11 @@ def _verify(
 
 
 def _reached(
-    before: Bool[Array, ""], nested: Nested, number: Int[Array, ""], slot: Array, token: Array
-) -> Bool[Array, ""]:
-    """Whether a step from one text leads to the next that was tried."""
-    return (
-        before
-        & nested.valid[number]
-        & (nested.slot[number] == slot)
-        & (nested.token[number] == token)
-    )
+    nested: Nested, have: Bool[Array, "R"], slot: Int[Array, ""], token: Int[Array, ""]
+) -> Bool[Array, "J"]:
+    """Which text a step leads to from that with the guesses `have`: one, or none that was tried."""
+    new = (nested.slot == slot) & (nested.token == token) & ~have
+    return nested.valid & new.any() & (nested.guesses == (have | new)).all(-1)
 
 
 def _walk(
@@ -84,19 +82,19 @@ def _walk(
     logprob: Float[Array, "K W"],
 ) -> tuple[Int[Array, "W"], Float[Array, "W"], Bool[Array, "W"]]:
     """Tokens of all slots, those that are decided with their own step's."""
-    alive, left, picked = jnp.bool_(True), open, jnp.zeros_like(open)
+    num_guesses = nested.guesses.shape[-1]
+    alive, picked, at = jnp.bool_(True), jnp.zeros_like(open), jnp.int32(0)
+    have = jnp.zeros(num_guesses, bool)
     found = tokens[0], logprob[0]
-    for number in range(tokens.shape[0]):
-        slot = jnp.argmax(jnp.where(left, jnp.exp(logprob[number]), -jnp.inf))
-        here = jnp.arange(len(open)) == slot
+    for _ in range(num_guesses + 1):
+        left = open & ~picked
+        slot = jnp.argmax(jnp.where(left, jnp.exp(logprob[at]), -jnp.inf))
         # What is still undecided is told by the last text that was reached.
         fresh = alive & ~picked
-        found = (
-            jnp.where(fresh, tokens[number], found[0]),
-            jnp.where(fresh, logprob[number], found[1]),
-        )
-        picked |= here & left & alive
-        left &= ~here
-        if number + 1 < tokens.shape[0]:
-            alive = reached(alive, nested, number, slot, tokens[number, slot])
+        found = jnp.where(fresh, tokens[at], found[0]), jnp.where(fresh, logprob[at], found[1])
+        picked |= (jnp.arange(len(open)) == slot) & left & alive
+        if num_guesses:
+            next_text = reached(nested, have, slot, tokens[at, slot])
+            which = jnp.argmax(next_text)
+            alive, at, have = alive & next_text.any(), which + 1, nested.guesses[which]
     return *found, picked

@@ -1,11 +1,12 @@
 """FreeDave: the tokens of one slot per pass, in fewer passes, with every reuse."""
 
-import functools
-
 import numpy as np
 import pytest
 
 import jaxdecode as jd
+from jaxdecode.drafters import freedave
+from jaxdecode.errors import InputError
+from jaxdecode.evals import exactness_fill
 from jaxdecode.verifiers import nested
 from tests import toys
 
@@ -61,6 +62,36 @@ def test_tokens_of_two_hundred_rows(parts, options, law, num_draft):
     assert all(a <= b for a, b in zip(ours, plain, strict=True))
 
 
+@pytest.mark.parametrize(("parts", "options", "law"), [CASES[0], CASES[2], CASES[4], CASES[9]])
+def test_choices_take_steps_in_other_orders(parts, options, law):
+    """More texts are tried, so more steps are taken; tokens stay the same."""
+    rows = prompts(8, seed=2)
+    _, one = check(parts, options | law, rows)
+    plain, two = check(parts, options | law, rows, num_choices=2)
+    assert all(a <= b for a, b in zip(two, plain, strict=True))
+    assert law or sum(two) < sum(one)
+
+
+def test_sets_are_those_that_a_walk_with_choices_passes():
+    """Against the walks themselves: each step takes one of the w least ranks that are left."""
+    for num_draft, num_choices in [(0, 3), (1, 1), (3, 1), (3, 2), (2, 4)]:
+        found = freedave.sets(freedave.Config(num_draft=num_draft, num_choices=num_choices))
+        walks: set[frozenset[int]] = {frozenset()}
+        passed = set()
+        for _ in range(num_draft):
+            width = num_draft + num_choices
+            lefts = [(walk, sorted(set(range(width)) - walk)[:num_choices]) for walk in walks]
+            walks = {walk | {rank} for walk, ranks in lefts for rank in ranks}
+            passed |= walks
+        assert len(found) == len(passed)
+        assert {frozenset(np.flatnonzero(row).tolist()) for row in found} == passed
+
+
+def test_too_many_texts_are_refused():
+    with pytest.raises(InputError, match="num_draft=8 with num_choices=8 tries 12,869 texts"):
+        freedave.Config(num_draft=8, num_choices=8)
+
+
 def test_without_tries_it_is_the_plain_sampler():
     plain, ours = check({}, DUAL, prompts(4), num_draft=0)
     assert plain == ours
@@ -75,14 +106,8 @@ def test_tokens_forwarded_are_those_of_all_texts():
 
 
 def test_a_walk_that_takes_a_step_too_many_is_found(monkeypatch):
-    """The broken twin: every text that was tried counts as reached."""
-
-    def reached(before, nested, number, slot, token):
-        del slot, token
-        return before & nested.valid[number]
-
-    make = functools.partial(nested._verify, reached)
-    monkeypatch.setattr(nested, "make", lambda *_: nested.Verifier(verify=make, windows=True))
+    """The broken twin: every step counts as one to a text that was tried."""
+    monkeypatch.setattr(nested, "make", lambda *_: exactness_fill.TRUSTING)
     # Options of its own, so that no bundle with the right walk is reused.
     plain, ours = both({}, {"max_new_tokens": 23}, prompts(4), num_draft=5)
     assert ours.tokens != plain.tokens
