@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +23,7 @@ from jaxdecode.cli.common import (
     show_progress,
     use_compile_cache,
 )
-from jaxdecode.cli.output import run_bar
+from jaxdecode.cli.output import rows_bar
 from jaxdecode.cli.prompts import PromptLine, read_suite, tokenize_all
 from jaxdecode.cli.sharing import Coordinator, JoinTimeout, Processes, ProcessId
 from jaxdecode.errors import InputError
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from jaxdecode.api import LanguageModel
     from jaxdecode.dist.hosts import Process
     from jaxdecode.jobs import Job
+    from jaxdecode.training.distill import Prompt
 
 _RESULT_FIELDS = (
     "max_new_tokens",
@@ -169,46 +169,44 @@ class Distill:
     def _decode(
         self, job: "Job", parts: list[int], lines: list[PromptLine], here: "Process"
     ) -> tuple[int, int]:
-        """Decodes parts; returns how many prompts and new tokens there were."""
-        import numpy as np
-
-        from jaxdecode import jobs
+        """Decodes parts, and keeps every answer as it ends; returns prompts and new tokens."""
+        from jaxdecode.journal import Journal
         from jaxdecode.training import distill
 
         lm = self._load()
-        mine = [[lines[i] for i in job.rows(number)] for number in parts]
-        # As arrays: lists of millions of tokens would fill the memory.
-        prompts = [
-            [
-                distill.Prompt(
-                    np.asarray(tokens, np.int32),
-                    self.seed if line.seed is None else line.seed,
-                    line.category,
-                )
-                for line, tokens in zip(rows, tokenize_all(lm, rows), strict=True)
-            ]
-            for rows in mine
-        ]
-        num_prompts, num_tokens = sum(map(len, mine)), 0
+        journal = Journal(job)
+        rows = [row for part in parts for row in journal.begin(part)]
+        prompts = self._prompts(lm, [lines[row] for row in rows])
+        asked = dict(zip(rows, prompts, strict=True))
         options = self._options() | self._filling(lm)
-        shown = show_progress(self.progress)
-        with run_bar(sharing.title(here), num_prompts, shown) as tick:
-            for number, rows in zip(parts, prompts, strict=True):
-                within, rest = _progress(tick, len(rows), self.n * self.max_new_tokens)
-                found = distill.answered(
-                    lm,
-                    rows,
-                    n=self.n,
-                    batch_size=self.batch_size,
-                    progress=within,
-                    **options,
-                )
-                first = job.rows(number)[0]
-                numbered = [{"index": first + i // self.n} | x for i, x in enumerate(found)]
-                jobs.write(job, number, map(json.dumps, numbered))
-                num_tokens += sum(len(x["tokens"]) - x["prompt_length"] for x in found)
-                rest()
-        return num_prompts, num_tokens
+        sizes: dict[str, Any] = {"n": self.n, "batch_size": self.batch_size}
+
+        def on_fixed(why: str) -> None:
+            note(f"finished rows wait for their batch: {why}")
+
+        num_tokens = 0
+        with rows_bar(sharing.title(here), len(rows), show_progress(self.progress)) as tick:
+            for row, found in distill.answers(lm, asked, on_fixed=on_fixed, **sizes, **options):
+                journal.add(row, [json.dumps({"index": row} | line) for line in found])
+                new = sum(len(line["tokens"]) - line["prompt_length"] for line in found)
+                num_tokens += new
+                tick(new)
+        return len(rows), num_tokens
+
+    def _prompts(self, lm: "LanguageModel", lines: list[PromptLine]) -> "list[Prompt]":
+        """The prompts as token ids; as arrays, for lists of millions would fill the memory."""
+        import numpy as np
+
+        from jaxdecode.training.distill import Prompt
+
+        return [
+            Prompt(
+                np.asarray(tokens, np.int32),
+                self.seed if line.seed is None else line.seed,
+                line.category,
+            )
+            for line, tokens in zip(lines, tokenize_all(lm, lines), strict=True)
+        ]
 
     def _report(self, job: "Job", complete: bool, done: tuple[int, int], seconds: float) -> None:
         from jaxdecode import jobs
@@ -245,22 +243,3 @@ class Distill:
                 note(
                     f"no prompt fell to {side.replace('_', '-')}; give more, or another --held-out"
                 )
-
-
-def _progress(
-    tick: Callable[..., None], num_rows: int, most: int
-) -> tuple[Callable[[int], None], Callable[[], None]]:
-    """What `generate` tells its new tokens to, and what counts the rest of the rows at the end.
-
-    Until then a row counts by its share of the most tokens it can have.
-    """
-    seen = 0.0
-
-    def within(num_tokens: int) -> None:
-        nonlocal seen
-        # A part of several batches starts again from zero with each.
-        now = max(seen, min(num_tokens / most, num_rows))
-        tick(now - seen)
-        seen = now
-
-    return within, lambda: tick(num_rows - seen)

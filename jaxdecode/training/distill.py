@@ -8,14 +8,16 @@ and a prompt stays there in every run, with whatever other prompts and on howeve
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxdecode import api, jobs
+from jaxdecode import api, jobs, many
 from jaxdecode.convert.atomic import atomic_file
+from jaxdecode.language_model import LanguageModel
+from jaxdecode.results import Generation
 
 TRAIN, HELD_OUT, SPLIT = "train.jsonl", "held_out.jsonl", "split.json"
 
@@ -35,41 +37,47 @@ class Prompt:
     category: str
 
 
-def answered(
-    lm: api.LanguageModel,
-    prompts: Sequence[Prompt],
+def answers(
+    lm: LanguageModel,
+    prompts: Mapping[int, Prompt],
     *,
+    method: str = "ar",
     n: int = 1,
     batch_size: int = api.DEFAULT_BATCH_SIZE,
-    progress: Callable[[int], None] | None = None,
+    on_fixed: Callable[[str], None] | None = None,
     **options: Any,
-) -> list[dict[str, Any]]:
-    """The target's answers, as lines that `open_data` reads: n for each prompt, in order.
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The target's answers as they end, in any order: the prompt's number, and n lines of data.
+
+    Places of finished rows go to prompts that wait: answers differ much in length.
 
     Args:
         lm: the target.
-        prompts: what it is asked.
+        prompts: what it is asked, by number.
+        method: how it decodes.
         n: answers per prompt.
         batch_size: rows decoded at once.
-        progress: as `generate` has it.
+        on_fixed: told why finished rows have to wait for their batch, if they have to.
         **options: options of `generate`.
     """
-    seeds = [prompt.seed for prompt in prompts]
-    asked = [prompt.tokens for prompt in prompts]
-    shared: dict[str, Any] = {"n": n, "batch_size": batch_size, "progress": progress}
-    out = api.generate(lm, asked, seed=seeds, **shared, **options)
-    lines = []
-    for i, tokens in enumerate(out.tokens):
-        prompt = prompts[i // n]
-        line = {
-            "tokens": [*prompt.tokens.tolist(), *tokens],
-            "prompt_length": len(prompt.tokens),
-            "category": prompt.category,
-            "seed": prompt.seed,
-            "finish_reason": out.finish_reasons[i],
-        }
-        lines.append(line if n == 1 else line | {"sample": i % n})
-    return lines
+    asked = (many.Asked(index, one.tokens, one.seed) for index, one in prompts.items())
+    sizes: dict[str, Any] = {"n": n, "batch_size": batch_size, "look_ahead": many.LOOK_AHEAD}
+    way = {"refilled": True, "on_fixed": on_fixed or (lambda why: None)}
+    found = many.decode(lm, asked, method=method, draft=None, heads=None, **sizes, **way, **options)
+    for index, out in found:
+        lines = [_line(prompts[index], out, i) for i in range(n)]
+        yield index, lines if n == 1 else [x | {"sample": i} for i, x in enumerate(lines)]
+
+
+def _line(prompt: Prompt, out: Generation, i: int) -> dict[str, Any]:
+    """A line that `open_data` reads."""
+    return {
+        "tokens": [*prompt.tokens.tolist(), *out.tokens[i]],
+        "prompt_length": len(prompt.tokens),
+        "category": prompt.category,
+        "seed": prompt.seed,
+        "finish_reason": out.finish_reasons[i],
+    }
 
 
 def is_held_out(prompt: Sequence[int], share: float) -> bool:

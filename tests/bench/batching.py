@@ -50,11 +50,12 @@ def main() -> None:
     for turn in range(args.repeats):
         for size in sizes if turn % 2 else sizes[::-1]:
             begin = time.perf_counter()
-            answers[size] = distill.answered(lm, prompts, batch_size=size, **options)
+            asked = dict(enumerate(prompts))
+            answers[size] = dict(distill.answers(lm, asked, batch_size=size, **options))
             seconds = time.perf_counter() - begin
             rates[size].append(args.num_prompts * args.new_tokens / seconds)
     one, many = (statistics.median(rates[size]) for size in sizes)
-    same = sum(a == b for a, b in zip(*answers.values(), strict=True))
+    same = sum(answers[sizes[0]][i] == answers[sizes[1]][i] for i in range(len(prompts)))
     print(
         json.dumps(
             {

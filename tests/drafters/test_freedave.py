@@ -54,11 +54,12 @@ def test_tokens_are_those_of_one_slot_per_pass(parts, options, law):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_draft", [1, 3, 7])
+@pytest.mark.parametrize("tries", [(1, 1), (7, 1), (3, 2)])
 @pytest.mark.parametrize(("parts", "options", "law"), CASES)
-def test_tokens_of_two_hundred_rows(parts, options, law, num_draft):
-    rows = prompts(200, seed=1)
-    plain, ours = check(parts, options | law, rows, num_draft=num_draft)
+def test_tokens_of_two_hundred_rows(parts, options, law, tries):
+    rows, (num_draft, num_choices) = prompts(200, seed=1), tries
+    asked = options | law | {"batch_size": 100}
+    plain, ours = check(parts, asked, rows, num_draft=num_draft, num_choices=num_choices)
     assert all(a <= b for a, b in zip(ours, plain, strict=True))
 
 
