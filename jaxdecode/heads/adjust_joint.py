@@ -52,6 +52,5 @@ def adjusted(
         program: who sees whom: `extra.windows`.
     """
     pairs = extra.Pairs(extra.like(model.config), model.kv_dtype)
-    x = pairs.enter(params, extra.unit(embedded), hidden)
-    x = extra.block(pairs.config, pairs.kv_dtype, params["layer"], x, program, None)
+    x = pairs.read(params, [params["layer"]], embedded, hidden, program)
     return (hidden.astype(jnp.float32) + residual.linear(params["out"], x)).astype(hidden.dtype)

@@ -66,8 +66,6 @@ def parts(
         program: who sees whom (`extra.windows`).
     """
     pairs = extra.Pairs(extra.like(model.config), model.kv_dtype)
-    x = pairs.enter(params, extra.unit(embedded), hidden)
-    for i in range(len(params["layers"])):
-        layer = params["layers"][str(i)]
-        x = extra.block(pairs.config, pairs.kv_dtype, layer, x, program, None)
+    layers = [params["layers"][str(i)] for i in range(len(params["layers"]))]
+    x = pairs.read(params, layers, embedded, hidden, program)
     return residual.linear(params["out"], extra.unit(x))[..., 0]

@@ -220,6 +220,20 @@ class Pairs(NamedTuple):
         both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
         return (both.astype(jnp.float32) @ own["kernel"] + own["bias"]).astype(embedded.dtype)
 
+    def read(
+        self,
+        params: Any,
+        layers: Sequence[Any],
+        embedded: Float[Array, "B T D"],
+        features: Float[Array, "B T D"],
+        program: MaskProgram,
+    ) -> Float[Array, "B T D"]:
+        """The rows behind several layers in which they see each other as `program` says."""
+        x = self.enter(params, unit(embedded), features)
+        for layer in layers:
+            x = block(self.config, self.kv_dtype, layer, x, program, None)
+        return x
+
     def rows(self, params: Any, x: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Rows:
         """Their keys and values, as a cache of one layer takes them."""
         layer, norm = params["layer"], RMSNorm(self.config.norm_eps, self.config.norm_offset)
