@@ -52,8 +52,10 @@ def detect(path: Path) -> str:
             refuse_pickle(path)
             if any(path.glob("*.safetensors")) or (path / "config.json").is_file():
                 return "safetensors"
-            only = " (point to the .gguf file itself)" if any(path.glob("*.gguf")) else ""
-            raise InputError(f"{path}: no checkpoint in this folder{only}.")
+            hint = " (point to the .gguf file itself)" if any(path.glob("*.gguf")) else ""
+            if is_checkpoint(path / "model"):  # of a training run
+                hint = f"; the run's model is {path / 'model'}"
+            raise InputError(f"{path}: no checkpoint in this folder{hint}.")
         refuse_pickle(path)
         with path.open("rb") as file:
             magic = file.read(4)

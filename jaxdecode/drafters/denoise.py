@@ -132,7 +132,7 @@ def plan_of(config: Config, models: Models) -> Plan:
     if own and block != own:
         raise InputError(
             f"block_length={block} does not fit: the model was trained with blocks of {own} "
-            "tokens; leave block_length out."
+            f"tokens; use block_length={own}."
         )
     if own and reuse in ("prefix", "dual"):
         raise InputError(

@@ -49,6 +49,12 @@ def test_load_gives_every_parameter_in_order(intact):
     assert all(np.array_equal(params[name], original[name]) for name in params)
 
 
+def test_the_folder_of_a_run_says_where_its_model_is(intact, tmp_path):
+    shutil.copytree(intact, tmp_path / "run" / "model")
+    with pytest.raises(InputError, match="folder; the run's model is .*model"):
+        open_source(tmp_path / "run")
+
+
 def test_provenance_and_tokenizer_files_but_no_code(intact):
     manifest = read_manifest(intact)
     assert manifest["source"]["kind"] == "safetensors"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import jaxdecode as jd
+from jaxdecode.errors import InputError
 from tests import toys
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9], [8] * 16]
@@ -134,3 +135,9 @@ def test_a_thousand_rows_of_random_ragged_batches_are_themselves(name, law):
             for i, tokens, steps in zip(chosen, out.tokens, out.steps, strict=True)
         )
     assert different == 0
+
+
+def test_blocks_that_are_not_the_models_are_refused_with_those_that_are():
+    """Also where the length is the line's own and nobody gave it."""
+    with pytest.raises(InputError, match="block_length=32 does not fit.*use block_length=8"):
+        jd.generate(toys.denoiser(block=8), [[1]], method="fast_dllm", max_new_tokens=4)

@@ -104,6 +104,13 @@ def test_the_shipped_config_runs_from_end_to_end(recipe, tmp_path):
     assert num == 6 or (METHODS[line.method].continuous and 1 <= num < 6)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((config_dir() / "train").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_shipped_config_is_read(path):
+    assert configs.read(path, []).recipe in RECIPES
+
+
 SIGNATURES = {
     "init": ["key", "weights", "texts"],
     "loss": ["params", "target_params", "batch", "key", "moment"],
