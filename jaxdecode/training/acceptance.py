@@ -46,6 +46,15 @@ class Exam:
         self._lm, self._config = lm, config
         self._plain: list[list[int]] | None = None
 
+    def check(self, candidate: Candidate, method: str, options: Mapping[str, Any]) -> None:
+        """Refuses what could not be measured, before anything is trained.
+
+        Raises:
+            InputError: options that are no options of the method, or not with these heads.
+        """
+        _, choice = resolve.split(method, dict(options))
+        api._engine(candidate.lm, choice, candidate.draft, candidate.heads)
+
     def measure(
         self, candidate: Candidate, method: str, options: Mapping[str, Any]
     ) -> dict[str, Any]:

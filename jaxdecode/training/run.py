@@ -149,6 +149,9 @@ class _Trainer:
     def run(self, stop: "_Stop") -> Run:
         """Trains to the end, or until it is stopped."""
         state = self._restore()
+        if self.exam.prompts:
+            untrained = export.candidate(self.built, state.params)
+            self.exam.check(untrained, self.config.line.method, self.config.measure.options)
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
             self.writers: list[metrics.Writer] = []

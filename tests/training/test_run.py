@@ -195,12 +195,12 @@ def test_metrics_cut_short_by_a_kill_are_written_again(whole, tmp_path):
     assert [line["step"] for line in again.metrics] == [line["step"] for line in run.metrics]
 
 
-def measured(tmp_path, **measure):
+def measured(tmp_path, resume=False, **measure):
     """A run whose parameters do not move, so that every measurement is equal."""
     content = runs.config(tmp_path, optimizer={"lr": 1e-9})
     content["data"]["held_out"] = runs.write_data(tmp_path, num=3, seed=1, name="held.jsonl")
     content["measure"] = {"every": 4, "num_prompts": 2, "max_new_tokens": 8} | measure
-    return train(content, out=tmp_path / "run")
+    return train(content, out=tmp_path / "run", resume=resume)
 
 
 def test_acceptance_is_measured_and_the_best_is_kept(tmp_path):
@@ -209,6 +209,14 @@ def test_acceptance_is_measured_and_the_best_is_kept(tmp_path):
     assert len(lengths) == 3 and run.best == lengths[0] == max(lengths)
     assert all(line.get("differing", 0) == 0 for line in run.metrics)
     assert jd.load_heads(run.folder).notes["step"] == 4
+
+
+def test_what_cannot_be_measured_is_refused_before_the_first_step(tmp_path):
+    """And the folder goes on once it can be."""
+    with pytest.raises(InputError, match="'medusa_63' is 4 tokens deep, but the heads guess 2"):
+        measured(tmp_path, options={"tree": "medusa_63"})
+    assert not any(path.read_text() for path in tmp_path.rglob("metrics.jsonl"))
+    assert measured(tmp_path, resume=True).stopped == "finished"
 
 
 def test_a_run_that_gets_no_better_ends_early(tmp_path):
