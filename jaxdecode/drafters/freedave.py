@@ -36,6 +36,7 @@ from jaxdecode.drafters import denoise
 from jaxdecode.errors import InputError
 from jaxdecode.sampling import confidence
 
+# Texts in one pass, besides the text as it is.
 MAX_TEXTS = 255
 
 
