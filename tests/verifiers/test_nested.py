@@ -13,6 +13,16 @@ LOGPROB = jnp.log(jnp.array([[0.5, 0.9, 0.5, 1.0], [0.3, 1.0, 0.8, 1.0], [0.4, 1
 OPEN = jnp.array([True, True, True, False])
 
 
+def nest(slot, token, valid, guesses) -> Nested:
+    return Nested(
+        tokens=jnp.zeros((len(valid), 4), jnp.int32),
+        guesses=jnp.array(guesses, bool),
+        slot=jnp.array(slot),
+        token=jnp.array(token),
+        valid=jnp.array(valid),
+    )
+
+
 @pytest.mark.parametrize(
     ("slot", "token", "valid", "picked", "tokens"),
     [
@@ -26,27 +36,39 @@ OPEN = jnp.array([True, True, True, False])
         ([0, 2], [5, 7], [True, True], [1], [5, 6, 7]),
     ],
 )
-def test_steps_by_hand(slot, token, valid, picked, tokens):
-    tried = Nested(
-        tokens=jnp.zeros((2, 4), jnp.int32),
-        slot=jnp.array(slot),
-        token=jnp.array(token),
-        valid=jnp.array(valid),
-    )
+def test_steps_of_a_chain_by_hand(slot, token, valid, picked, tokens):
+    tried = nest(slot, token, valid, guesses=[[1, 0], [1, 1]])
     ours, logprob, chosen = nested._walk(nested._reached, OPEN, tried, TOKENS, LOGPROB)
     assert np.flatnonzero(chosen).tolist() == picked
     assert ours[:3].tolist() == tokens
     assert logprob.shape == (4,)
 
 
+@pytest.mark.parametrize(
+    ("slot", "token", "valid", "picked", "tokens"),
+    [
+        # The guess of rank 1 comes first: its text, not that of rank 0, is read, and then both's.
+        ([2, 1], [2, 6], [True, True, True], [0, 1, 2], [8, 6, 2]),
+        # Likewise, but the text of both does not exist.
+        ([2, 1], [2, 6], [True, True, False], [1, 2], [2, 6, 2]),
+        # The guess of rank 0 comes first; what its text wants is no guess.
+        ([1, 0], [6, 9], [True, True, True], [1, 2], [5, 6, 7]),
+    ],
+)
+def test_steps_of_sets_by_hand(slot, token, valid, picked, tokens):
+    tried = nest(slot, token, valid, guesses=[[1, 0], [0, 1], [1, 1]])
+    wanted = jnp.concatenate([TOKENS, jnp.array([[8, 8, 8, 0]])])
+    sure = jnp.concatenate([LOGPROB, jnp.zeros((1, 4))])
+    # The text of rank 1 wants slot 2 with token 2.
+    sure = sure.at[2, 0].set(-1.0)
+    ours, _, chosen = nested._walk(nested._reached, OPEN, tried, wanted, sure)
+    assert np.flatnonzero(chosen).tolist() == picked
+    assert ours[:3].tolist() == tokens
+
+
 def test_slots_of_equal_probability_come_in_their_order():
     """As in `llada`, which compares probabilities: those of -1e-9 and 0 are both 1."""
-    none = Nested(
-        tokens=jnp.zeros((1, 4), jnp.int32),
-        slot=jnp.zeros(1, jnp.int32),
-        token=jnp.zeros(1, jnp.int32),
-        valid=jnp.zeros(1, bool),
-    )
+    none = nest([0], [0], [False], guesses=[[1]])
     sure = jnp.array([[-1.0, -1e-9, 0.0, 0.0]] * 2)
     chosen = nested._walk(nested._reached, OPEN, none, TOKENS[:2], sure)[2]
     assert np.flatnonzero(chosen).tolist() == [1]
