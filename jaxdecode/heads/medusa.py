@@ -1,8 +1,9 @@
 """Medusa heads: head k guesses the token k + 2 places after the state it reads (arXiv:2401.10774).
 
 The state is the target's last hidden state, of which the target's own head reads the next token.
-Each head is a residual block or several and an output matrix, its own or the target's. A block adds
-nothing at first, so an untrained head says what the target's head says.
+Each head is a residual block or several and an output matrix, its own or the target's; between
+these there may be an affine map, which for a small target does most of what a V x D matrix does.
+Blocks and maps change nothing at first, so an untrained head says what the target's head says.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxdecode import checks
 from jaxdecode.core import ops
+from jaxdecode.errors import InputError
 from jaxdecode.models.config import ModelConfig
 
 
@@ -27,20 +29,26 @@ class Shape:
         num_layers: residual blocks of a head.
         own_head: each head has an output matrix of its own, V x D, as the published ones have;
             otherwise all read the target's.
+        affine: each head maps its state, D x D and a bias, before the target's output matrix.
     """
 
     num_heads: int = 4
     num_layers: int = 1
     own_head: bool = False
+    affine: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         checks.integer("num_heads", self.num_heads, low=1, high=64)
         checks.integer("num_layers", self.num_layers, low=1, high=64)
+        if self.affine and self.own_head:
+            raise InputError(
+                "affine=True says nothing that own_head=True does not; leave one of them out."
+            )
 
 
 class Heads(nn.Module):
-    """The residual blocks of all heads at once: from one state to one per head."""
+    """All that heads do before the output matrix, at once: from one state to one per head."""
 
     shape: Shape
 
@@ -53,6 +61,10 @@ class Heads(nn.Module):
             kernel = self.param(f"blocks.{i}.kernel", zeros, (num, width, width))
             bias = self.param(f"blocks.{i}.bias", zeros, (num, width))
             x = x + nn.silu(_per_head(x, kernel) + bias).astype(x.dtype)
+        if self.shape.affine:
+            kernel = self.param("affine.kernel", _identities, (num, width, width))
+            bias = self.param("affine.bias", nn.initializers.zeros, (num, width))
+            x = (_per_head(x, kernel) + bias).astype(x.dtype)
         return x
 
 
@@ -62,7 +74,7 @@ def init(shape: Shape, config: ModelConfig, key: Array, target: Any) -> dict[str
     Args:
         shape: sizes.
         config: the target's.
-        key: unused: every block starts at zero.
+        key: unused: blocks start at zero, affine maps at the identity.
         target: the target's parameters; own output matrices start as copies of its head.
     """
     params: Any = Heads(shape).init(key, jnp.zeros((1, config.hidden_size)))["params"]
@@ -92,6 +104,11 @@ def logits(
     if not shape.own_head:
         return target_logits(states)
     return _per_head(states, jnp.swapaxes(params["output.kernel"], 1, 2))
+
+
+def _identities(key: Array, shape: tuple[int, int, int]) -> Float[Array, "H D D"]:
+    del key
+    return jnp.broadcast_to(jnp.eye(shape[-1]), shape)
 
 
 def _per_head(x: Float[Array, "*B H I"], kernel: Float[Array, "H I O"]) -> Float[Array, "*B H O"]:

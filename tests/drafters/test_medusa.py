@@ -7,11 +7,12 @@ import pytest
 
 import jaxdecode as jd
 from jaxdecode.core import masks
-from jaxdecode.core.protocols import HeadSpec
+from jaxdecode.core.protocols import HeadSpec, Weights
 from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError
 from jaxdecode.evals import toys as smallest
 from jaxdecode.heads import medusa
+from jaxdecode.training.objective import Texts, program
 from jaxdecode.training.objectives import medusa as objective
 from jaxdecode.trees import static
 from tests import toys
@@ -32,9 +33,12 @@ def test_the_tree_of_nine_choices_has_the_masks_of_the_paper():
     assert [row.astype(int).tolist() for row in sees] == [list(map(int, r)) for r in SEES.split()]
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_untrained_heads_say_what_the_target_says(own):
-    lm, shape = toys.model(), medusa.Shape(num_heads=3, num_layers=2, own_head=own)
+OUTPUTS = [{}, {"own_head": True}, {"affine": True}]
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_untrained_heads_say_what_the_target_says(output):
+    lm, shape = toys.model(), medusa.Shape(num_heads=3, num_layers=2, **output)
     params = medusa.init(shape, lm.config, jax.random.key(0), lm.params)
     hidden = jax.random.normal(jax.random.key(1), (2, 5, lm.config.hidden_size))
     plain = lm.target.logits(lm.params, hidden)
@@ -56,12 +60,63 @@ def test_a_head_is_its_formula():
     np.testing.assert_allclose(found[0], out[0] @ (hidden + x / (1 + np.exp(-x))), rtol=1e-4)
 
 
+def test_an_affine_head_maps_what_its_blocks_give():
+    rng = np.random.default_rng(0)
+    kernel, bias, turn, add = (rng.normal(size=size) for size in [(4, 4), 4, (4, 4), 4])
+    params = {
+        "blocks.0.kernel": kernel[None],
+        "blocks.0.bias": bias[None],
+        "affine.kernel": turn[None],
+        "affine.bias": add[None],
+    }
+    params, hidden = jax.tree.map(jnp.float32, params), rng.normal(size=4)
+    shape = medusa.Shape(num_heads=1, affine=True)
+    found = medusa.logits(shape, params, jnp.float32(hidden), lambda x: 2 * x)
+    x = hidden @ kernel + bias
+    np.testing.assert_allclose(
+        found[0], 2 * ((hidden + x / (1 + np.exp(-x))) @ turn + add), rtol=1e-4
+    )
+
+
+TEXT = [5, 9, 2, 7, 7, 1, 3, 8, 4, 6]
+
+
+def test_affine_maps_can_begin_with_what_follows_linearly():
+    """The second head's: least squares from a state to that of which the target reads its token."""
+    lm = toys.model()
+    made, _ = gate.objective("medusa", shape={"num_heads": 2, "affine": True}, ridge=0.1)
+    data = [gate.batch([TEXT, TEXT[::-1]]), gate.batch([TEXT[3:] + TEXT[:3], TEXT[::-1]])]
+    texts = Texts(np.zeros(lm.config.vocab_size, int), lambda: iter(data))
+    start = made.init(jax.random.key(0), Weights(lm.params), texts).params
+    inputs, wanted = [], []
+    for batch in data:
+        hidden = lm.target.forward(lm.params, batch.tokens, program(batch), None).hidden
+        for b in range(2):
+            for t in range(len(TEXT) - 3):
+                inputs.append([*hidden[b, t], 1.0])
+                wanted.append(hidden[b, t + 2])
+    inputs, wanted = np.asarray(inputs, np.float64), np.asarray(wanted, np.float64)
+    penalty = np.diag([0.1] * (inputs.shape[1] - 1) + [1e-6])
+    found = np.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ wanted)
+    np.testing.assert_allclose(start["affine.kernel"][1], found[:-1], atol=2e-3)
+    np.testing.assert_allclose(start["affine.bias"][1], found[-1], atol=2e-3)
+    assert not np.any(start["blocks.0.kernel"])
+
+
+def test_settings_that_would_do_nothing_are_refused():
+    with pytest.raises(InputError, match="affine=True says nothing that own_head=True does not"):
+        medusa.Shape(affine=True, own_head=True)
+    with pytest.raises(InputError, match="ridge=0.1 is what affine maps begin with"):
+        gate.objective("medusa", ridge=0.1)
+
+
 def test_the_loss_weighs_heads_as_the_paper_does():
     assert float(objective.combine(jnp.asarray([1.0, 2.0]), 0.8)) == pytest.approx(2.08)
 
 
-def test_the_overfit_gate():
-    assert gate.passes("medusa", depth=4, shape={"own_head": True})
+@pytest.mark.parametrize("output", OUTPUTS[1:])
+def test_the_overfit_gate(output):
+    assert gate.passes("medusa", depth=4, shape=output)
 
 
 def test_the_gate_can_fail():
@@ -84,10 +139,10 @@ def test_trees_that_do_not_fit_the_heads_are_refused(tmp_path):
     assert run(num_draft=5).stats[0].tokens_forwarded % 6 == 0
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_heads_compute_in_bfloat16_too(own):
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_heads_compute_in_bfloat16_too(output):
     lm = toys.model()
-    spec = HeadSpec("medusa", medusa.Shape(num_heads=3, own_head=own))
+    spec = HeadSpec("medusa", medusa.Shape(num_heads=3, **output))
     exact = smallest.random_heads(spec, lm).params
     x = jax.random.normal(jax.random.key(0), (5, lm.config.hidden_size))
 

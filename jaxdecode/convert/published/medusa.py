@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdecode.convert.published.layout import Codec, Layout, Tensors, same, stacked, turned
-from jaxdecode.errors import CorruptCheckpointError
+from jaxdecode.errors import CorruptCheckpointError, UnsupportedError
 from jaxdecode.heads.medusa import Shape
 
 _OUTPUT = re.compile(r"\d+\.\d+\.weight")
@@ -25,6 +25,11 @@ def _sizes(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
 
 def _codecs(shape: Shape, config: Mapping[str, Any], tensors: Tensors | None) -> dict[str, Codec]:
     del config, tensors
+    if shape.affine:
+        raise UnsupportedError(
+            "the published layout has no place for the affine maps of these heads; train heads "
+            "with affine=False to write them."
+        )
     heads, layers = range(shape.num_heads), range(shape.num_layers)
     codecs = {}
     for i in layers:

@@ -5,6 +5,8 @@ Loss: sum over heads k (from 0) of decay^(k+1) CE(head k, token k + 2 places on)
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,10 @@ from jaxtyping import Array, Float
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Models
+from jaxdecode.errors import InputError
 from jaxdecode.heads import medusa
-from jaxdecode.training import classes, features, losses, probed
-from jaxdecode.training.objective import Objective, Start, ahead, heads_only
+from jaxdecode.training import classes, features, linear, losses, probed
+from jaxdecode.training.objective import Objective, Start, Texts, ahead, heads_only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +28,15 @@ class Config:
         decay: weight of each head relative to the one before.
         num_places: places of a row that are learned in one step; None learns all.
         num_classes: tokens that are scored in one step (`training/classes.py`); None scores all.
+        ridge: affine maps begin with what follows linearly from the state that a head reads: the
+            state of which the target reads its token, by least squares with this penalty; None
+            begins with the state that they read.
     """
 
     decay: float = 0.8
     num_places: int | None = None
     num_classes: int | None = None
+    ridge: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
@@ -37,19 +44,32 @@ class Config:
         for name in ("num_places", "num_classes"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), low=1)
+        if self.ridge is not None:
+            checks.number("ridge", self.ridge, "above 0", lambda x: x > 0)
 
 
 def make(config: Config, models: Models) -> Objective:
-    """The objective of heads on a frozen target."""
+    """The objective of heads on a frozen target.
+
+    Raises:
+        InputError: settings for heads of another shape.
+    """
     assert models.heads is not None
     model, shape = models.target, models.heads.shape
     target = model.target
     classes.check(config.num_classes, shape)
+    if config.ridge is not None and not shape.affine:
+        raise InputError(
+            f"ridge={config.ridge} is what affine maps begin with, and these heads have none; set "
+            "shape.affine to true, or leave ridge out."
+        )
     said = features.states(target)
 
     def init(key, weights, texts):
-        del texts
-        return Start(medusa.init(shape, model.config, key, weights.target))
+        params = medusa.init(shape, model.config, key, weights.target)
+        if config.ridge is not None and texts is not None:
+            params |= fitted(config.ridge, shape.num_heads, said, weights.target, texts)
+        return Start(params)
 
     def loss(params, target_params, batch, key, moment):
         del moment
@@ -76,6 +96,32 @@ def make(config: Config, models: Models) -> Objective:
         return combine(losses.per_head(errors, weight), config.decay), metrics
 
     return Objective(init=init, loss=loss, export=heads_only, features=said)
+
+
+def fitted(
+    ridge: float,
+    num_heads: int,
+    said: Callable[..., Float[Array, "B T D"]],
+    target_params: Any,
+    texts: Texts,
+) -> dict[str, Array]:
+    """Affine maps from a state of the target to those one and more places on.
+
+    Args:
+        ridge: penalty of the kernels' squares.
+        num_heads: maps.
+        said: (target params, batch) -> states.
+        target_params: the target's.
+        texts: all that is trained on.
+    """
+
+    def pairs(batch):
+        hidden = features.known(batch, said, target_params)
+        places = range(num_heads)
+        return [(hidden, features.shift(hidden, k + 1), ahead(batch, k + 2)[1]) for k in places]
+
+    kernels, biases = zip(*linear.fit(texts.batches(), pairs, ridge), strict=True)
+    return {"affine.kernel": jnp.stack(kernels), "affine.bias": jnp.stack(biases)}
 
 
 def combine(errors: Float[Array, "H"], decay: float) -> Float[Array, ""]:
