@@ -183,14 +183,17 @@ def _fill(
     allowed = grammar.fits(request, state.canvas, window, logits.shape[-1])
     output = dataclasses.replace(output, logits=logits, allowed=allowed)
     candidates = method.verifier.verify(weights, request, state.canvas, window, output)
+    drafter_state = state.drafter
     if method.drafter.focus is not None:
-        window = method.drafter.focus(state.drafter, request, window, candidates)
+        window, drafter_state = method.drafter.focus(
+            weights, drafter_state, request, window, candidates
+        )
     decision = method.commit.select(weights, request, state.canvas, window, candidates)
     chosen = grammar.together(request, state.canvas, window, candidates, decision.commit)
     decision = dataclasses.replace(decision, commit=chosen)
     filled = fill(request, state.canvas, window, candidates, decision, state.stats.nfe)
     updated = method.drafter.update(
-        weights, state.drafter, request, filled, window, candidates, output
+        weights, drafter_state, request, filled, window, candidates, output
     )
     if window.slots is None:
         cache = method.cache.write(state.cache, output.rows, window.first, window.num)

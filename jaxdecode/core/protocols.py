@@ -183,8 +183,9 @@ class Drafter(NamedTuple):
              scores this drafter's proposals, where that is not one plain forward pass over their
              tokens: probes with embeddings of their own, say. Nodes that are no probes must get
              what the plain pass gives them.
-    focus:   (state, request, window, candidates) -> window; of windows only: fewer slots that may
-             be decided now, chosen once their candidates are known. None: all that were proposed
+    focus:   (weights, state, request, window, candidates) -> (window, state); of windows only:
+             fewer slots that may be decided now, chosen once their candidates are known, and what
+             `update` is to know of that. None: all that were proposed
     update:  (weights, state, request, canvas, proposal, verdict, output) -> state; canvas is the
              committed one, output.logits are those of the proposal's nodes; for a window the
              verdict are its candidates

@@ -23,10 +23,9 @@ from jaxtyping import Array, Int
 
 from jaxdecode import checks
 from jaxdecode.core.protocols import Drafter, Models, Weights
-from jaxdecode.core.types import Candidates, Canvas, Request, Window
+from jaxdecode.core.types import Candidates, Window
 from jaxdecode.drafters import denoise
 from jaxdecode.errors import InputError
-from jaxdecode.sampling import confidence
 
 # Blocks in which a delimiter is looked for.
 _REACH = 4
@@ -74,26 +73,11 @@ def make(config: Config, models: Models) -> Drafter:
     """
     reach = config.reach or _REACH * config.block_length
     widest = denoise.Config(block_length=reach, reuse=config.reuse)
-    denoiser = models.target.config.denoiser
-    if denoiser is not None and denoiser.block:
-        raise InputError(
-            f"this model has blocks of {denoiser.block} tokens, which cannot end elsewhere; use "
-            "a method with fixed blocks, for example 'fast_dllm'."
-        )
-    base = denoise.make(widest, models)
     delimiters = config.delimiters or line_ends(models.target.tokenizer)
     for token in delimiters:
         checks.integer("delimiters", token, low=0, high=models.target.config.vocab_size - 1)
-    widths = base.widths
-    if config.reuse == "dual":
-        shift = widths[0] - reach
-        widths = tuple(sorted({config.block_length + shift, *widths}))
-    ends = functools.partial(stop, config, jnp.asarray(delimiters, jnp.int32))
-    return base._replace(
-        focus=functools.partial(_focus, ends),
-        update=functools.partial(_update, base, ends),
-        widths=widths,
-    )
+    stops = functools.partial(stop, config, jnp.asarray(delimiters, jnp.int32))
+    return denoise.with_ends(widest, models, (config.block_length,), stops)
 
 
 def line_ends(tokenizer: Any) -> tuple[int, ...]:
@@ -115,43 +99,17 @@ def line_ends(tokenizer: Any) -> tuple[int, ...]:
 def stop(
     config: Config,
     delimiters: Int[Array, "k"],
+    weights: Weights,
     state: denoise.State,
     window: Window,
     candidates: Candidates,
 ) -> Int[Array, "B"]:
-    """The slot after each row's block: chosen in the block's first step, then kept."""
+    """The slot after each row's block, as its first step shows what lies ahead."""
+    del weights
     likeliest = jnp.argmax(candidates.scores, -1)
     is_delimiter = (likeliest[..., None] == delimiters).any(-1) & window.open
     probability = jax.nn.softmax(candidates.scores).max(-1)
     score = jnp.where(is_delimiter, probability, -1.0)
     ends = window.start + jnp.argmax(score, -1).astype(jnp.int32) + 1
     usual = jnp.minimum(window.start + config.block_length, state.stop)
-    chosen = jnp.where(score.max(-1) >= config.min_delimiter, ends, usual)
-    return jnp.where(state.step == 0, chosen, state.stop)
-
-
-def _focus(
-    ends: Any, state: denoise.State, request: Request, window: Window, candidates: Candidates
-) -> Window:
-    del request
-    open = window.open & (confidence.slots(window) < ends(state, window, candidates)[:, None])
-    begins = state.step == 0
-    size = jnp.where(begins, open.sum(-1, dtype=jnp.int32), window.size)
-    return dataclasses.replace(window, open=open, size=size)
-
-
-def _update(
-    base: Drafter,
-    ends: Any,
-    weights: Weights,
-    state: denoise.State,
-    request: Request,
-    canvas: Canvas,
-    proposal: Window,
-    verdict: Candidates,
-    output: Any,
-) -> denoise.State:
-    # The focused window gives the same end: the delimiter that was chosen is still in it.
-    chosen = ends(state, proposal, verdict)
-    state = dataclasses.replace(state, stop=chosen, size=proposal.size)
-    return base.update(weights, state, request, canvas, proposal, verdict, output)
+    return jnp.where(score.max(-1) >= config.min_delimiter, ends, usual)

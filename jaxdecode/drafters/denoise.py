@@ -21,6 +21,7 @@ sections 3.1 and 3.2; exact reuse of arXiv:2503.09573 section 3.2.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from jaxdecode import checks
 from jaxdecode.core.protocols import Drafter, Models, Weights
 from jaxdecode.core.types import Candidates, Canvas, Request, Window, pytree
 from jaxdecode.errors import InputError
+from jaxdecode.sampling import confidence
 
 Reuse = Literal["auto", "none", "prefix", "dual", "block"]
 # With `prefix` the rows that go in get fewer with every block: widths that are compiled.
@@ -147,6 +149,63 @@ def plan_of(config: Config, models: Models) -> Plan:
     if reuse in ("prefix", "dual") and not block:
         raise InputError(f"reuse={reuse!r} needs blocks; give block_length, for example 32.")
     return Plan(reuse, block, bool(own), int(denoiser.shifted), denoiser.mask_token)
+
+
+def with_ends(
+    config: Config,
+    models: Models,
+    lengths: tuple[int, ...],
+    stops: Callable[..., Int[Array, "B"]],
+) -> Drafter:
+    """The drafter of blocks that end where their first step says, and keep their ends.
+
+    Args:
+        config: with the length that no block exceeds.
+        models: the models.
+        lengths: of likely blocks; with "dual", passes are compiled for these too.
+        stops: (weights, state, window, candidates) -> the slot after each row's block, at most
+            `state.stop`; what it says after the first step of a block counts for nothing.
+
+    Raises:
+        InputError: the model has blocks of its own, or as of `make`.
+    """
+    check_free_ends(models)
+    base, plan = make(config, models), plan_of(config, models)
+    shorter = {length + plan.shift for length in lengths} if plan.reuse == "dual" else set()
+    return base._replace(
+        focus=functools.partial(_focus, stops), widths=tuple(sorted({*shorter, *base.widths}))
+    )
+
+
+def check_free_ends(models: Models) -> None:
+    """Whether blocks may end where a method wants them to.
+
+    Raises:
+        InputError: the model has blocks of its own.
+    """
+    denoiser = models.target.config.denoiser
+    if denoiser is not None and denoiser.block:
+        raise InputError(
+            f"this model has blocks of {denoiser.block} tokens, which cannot end elsewhere; use "
+            "a method with fixed blocks, for example 'fast_dllm'."
+        )
+
+
+def _focus(
+    stops: Callable[..., Int[Array, "B"]],
+    weights: Weights,
+    state: State,
+    request: Request,
+    window: Window,
+    candidates: Candidates,
+) -> tuple[Window, State]:
+    del request
+    begins = state.step == 0
+    stop = jnp.where(begins, stops(weights, state, window, candidates), state.stop)
+    open = window.open & (confidence.slots(window) < stop[:, None])
+    size = jnp.where(begins, open.sum(-1, dtype=jnp.int32), state.size)
+    focused = dataclasses.replace(window, open=open, size=size)
+    return focused, dataclasses.replace(state, stop=stop, size=size)
 
 
 def _widths(plan: Plan) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ SIGNATURES = {
     (Drafter, "init"): ["weights", "request", "canvas", "view", "memory"],
     (Drafter, "absorb"): ["weights", "state", "canvas", "start", "num_new", "output"],
     (Drafter, "score"): ["weights", "proposal", "program", "view", "taps"],
-    (Drafter, "focus"): ["state", "request", "window", "candidates"],
+    (Drafter, "focus"): ["weights", "state", "request", "window", "candidates"],
     (Drafter, "propose"): ["weights", "state", "request", "canvas", "view"],
     (Drafter, "update"): [
         "weights", "state", "request", "canvas", "proposal", "verdict", "output",
