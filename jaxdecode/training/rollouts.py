@@ -103,20 +103,13 @@ def play(
     """
     num_rows, width = batch.tokens.shape
     method, target = _method(config, asked), asked.model.target
-    weights, canvas = Weights(target=params), _canvas(batch)
+    weights = Weights(target=params)
     request = Request(
         key=jax.random.key_data(jax.random.split(key, num_rows)),
         sampling=Sampling(temperature=jnp.full(num_rows, config.temperature, jnp.float32)),
         stop_tokens=jnp.asarray([-1 if end_token is None else end_token], jnp.int32),
     )
-    none = jnp.zeros(num_rows, jnp.int32)
-    begin = DecodeState(
-        canvas=canvas,
-        cache=(),
-        drafter=method.drafter.init(weights, request, canvas, None, None),
-        stats=Stats(nfe=none, num_accepted=none, tokens_forwarded=none),
-        step=jnp.int32(0),
-    )
+    state = begin(method, weights, request, batch)
 
     def fill(state: DecodeState) -> DecodeState:
         return loop.step(weights, request, state, target=target, method=method)
@@ -124,10 +117,29 @@ def play(
     def unfinished(state: DecodeState) -> Bool[Array, ""]:
         return ~state.canvas.done.all()
 
-    done = jax.lax.while_loop(unfinished, fill, begin).canvas
+    done = jax.lax.while_loop(unfinished, fill, state).canvas
     open = done.open[:, :width] & answers(batch)
     step = jnp.where(open, bound(config, asked, width), done.commit_step[:, :width])
     return Rollout(tokens=done.tokens[:, :width], step=step)
+
+
+def begin(method: Method, weights: Weights, request: Request, batch: Batch) -> DecodeState:
+    """The state of the loop before its first step; what is to be filled in is not looked at.
+
+    Args:
+        method: seats of the loop; keys and values are not kept.
+        weights: their parameters.
+        request: of the rows.
+        batch: texts, one per row, whose first token is always given.
+    """
+    canvas, none = _canvas(batch), jnp.zeros(len(batch.tokens), jnp.int32)
+    return DecodeState(
+        canvas=canvas,
+        cache=(),
+        drafter=method.drafter.init(weights, request, canvas, None, None),
+        stats=Stats(nfe=none, num_accepted=none, tokens_forwarded=none),
+        step=jnp.int32(0),
+    )
 
 
 def answers(batch: Batch) -> Bool[Array, "B T"]:
