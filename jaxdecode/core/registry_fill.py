@@ -262,4 +262,13 @@ FILL = {
         summary="mdlm whose draws lean towards an attribute, by a classifier's gradient",
         options=MappingProxyType({"block_length": 32, "steps": 1000}),
     ),
+    "ctrldiff_blocks": _Line(
+        drafter="policy_blocks",
+        commit="quota",
+        heads="ctrldiff_blocks",
+        tier="lab",
+        source="arXiv:2505.14455",
+        summary="llada with as many passes for every block, whose length a trained policy chooses",
+        options=MappingProxyType({"steps": 4}),
+    ),
 }

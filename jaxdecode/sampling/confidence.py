@@ -30,7 +30,12 @@ def margin(candidates: Candidates) -> Float[Array, "B W"]:
 
 def entropy(candidates: Candidates) -> Float[Array, "B W"]:
     """Entropy of the target's law, in nats."""
-    logprobs = jax.nn.log_softmax(candidates.scores)
+    return entropy_of(candidates.scores)
+
+
+def entropy_of(scores: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """Entropy of the law that scores say, in nats."""
+    logprobs = jax.nn.log_softmax(scores)
     probs = jnp.exp(logprobs)
     return -jnp.where(probs > 0, probs * logprobs, 0.0).sum(-1)
 

@@ -305,6 +305,14 @@ RECIPES = {
         summary="a classifier of what texts have, by labels in their prompts",
         measure="loss",
     ),
+    "ctrldiff_blocks": Recipe(
+        objective="ctrldiff_blocks",
+        heads="ctrldiff_blocks",
+        method="ctrldiff_blocks",
+        source="arXiv:2505.14455",
+        summary="a policy that says how long a block shall be, by what sizes cost and save",
+        measure="loss",
+    ),
     "neodiff": Recipe(
         objective="neodiff",
         heads="neodiff",
