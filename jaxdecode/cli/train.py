@@ -128,8 +128,7 @@ def _plain_warnings() -> Iterator[None]:
 def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A bar of steps with loss and acceptance; without one, a line for every measurement."""
     if not shown:
-        measured = ("acceptance_length", "held_out_loss")
-        yield lambda line: note(_measured(line)) if any(x in line for x in measured) else None
+        yield _note_line
         return
     from rich.console import Console
     from rich.progress import (
@@ -163,6 +162,11 @@ def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, 
         seen: dict[str, str] = {}
 
         def watch(line: Mapping[str, Any]) -> None:
+            if "features" in line:
+                there = line["features"] == line["of"]
+                told = "" if there else f"features of texts: {line['features']} of {line['of']}"
+                bar.update(task, seen=told)
+                return
             if "loss" in line:
                 seen["loss"] = f"loss {line['loss']:.3f}"
             if "acceptance_length" in line:
@@ -172,6 +176,13 @@ def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, 
             bar.update(task, completed=line["step"], seen=", ".join(seen.values()))
 
         yield watch
+
+
+def _note_line(line: Mapping[str, Any]) -> None:
+    if line.get("features") == 0:
+        note(f"computing the target's features of {line['of']} batches of texts")
+    elif "acceptance_length" in line or "held_out_loss" in line:
+        note(_measured(line))
 
 
 def _measured(line: Mapping[str, Any]) -> str:

@@ -91,15 +91,22 @@ class Loader:
     def __next__(self) -> Batch:
         return next(self._iterator)
 
-    def learn(self, features: Callable[[Batch], Any]) -> None:
+    def learn(
+        self,
+        features: Callable[[Batch], Any],
+        told: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         """Computes features of all texts once; the batches from here on bring them along.
 
         Args:
             features: of a batch, a tree of `[B, T, ...]` arrays.
+            told: called with the number of batches that are done and of all, from 0 on.
         """
         here = self._batches
         texts, width = list(here.texts), here.config.max_length
-        for part in self._parts():
+        parts = list(self._parts())
+        for done, part in enumerate(parts):
+            told(done, len(parts))
             rows = [[texts[i] for i in row] for row in part]
             found = jax.tree.map(np.asarray, features(to_batch(rows, width)))
             for b, row in enumerate(part):
@@ -109,6 +116,7 @@ class Loader:
                     own = jax.tree.map(lambda x, b=b, place=place: x[b, place].copy(), found)
                     texts[i] = texts[i]._replace(features=own)
                     start = place.stop
+        told(len(parts), len(parts))
         here.texts = texts
 
     def texts(self, vocab_size: int) -> Texts:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from jaxdecode.training import config as configs
 from jaxdecode.training import folder as folders
 from jaxdecode.training.checkpoints import Checkpoints
 from jaxdecode.training.config import TrainConfig
-
-# Told of every line of metrics.
-Watch = Callable[[Mapping[str, Any]], None]
+from jaxdecode.training.setup import Watch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,8 @@ def train(
         overwrite: replace a run in the folder.
         accept_terms: of a target that has some.
         progress: show progress bars of downloads on stderr.
-        watch: called with every line of metrics.
+        watch: called with every line of metrics; before the first, where `cache` is set, with how
+            many batches of texts have their features.
 
     Raises:
         InputError: a setting, the data or the folder cannot be used; named.
@@ -92,11 +91,12 @@ def train(
     read, place = _read(config, overrides), _folder(config, out)
     folders.check(place, read, resume=resume, overwrite=overwrite)
     with fresh.opened(read) as real:
-        built = setup.build(real, progress=progress, accept_terms=accept_terms)
+        told = watch or (lambda line: None)
+        built = setup.build(real, progress=progress, accept_terms=accept_terms, watch=told)
         # Only now: a setting that cannot be used leaves no folder behind.
         folders.prepare(place, read, resume=resume)
         with folders.claim(place), _stop_flag() as stop:
-            return _Trainer(real, place, built, watch or (lambda line: None)).run(stop)
+            return _Trainer(real, place, built, told).run(stop)
 
 
 def _read(config: Any, overrides: Sequence[str]) -> TrainConfig:

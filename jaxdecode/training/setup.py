@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,9 @@ from jaxdecode.training.config import TrainConfig
 from jaxdecode.training.data import Loader, open_data
 from jaxdecode.training.objective import Batch, Objective
 from jaxdecode.training.recipes import Recipe
+
+# Told of every line of metrics, and of what comes before the first.
+Watch = Callable[[Mapping[str, Any]], None]
 
 
 class Setup(NamedTuple):
@@ -58,8 +61,16 @@ class Setup(NamedTuple):
         return self.lm.mesh
 
 
-def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = False) -> Setup:
+def build(
+    config: TrainConfig,
+    *,
+    progress: bool = False,
+    accept_terms: bool = False,
+    watch: Watch = lambda line: None,
+) -> Setup:
     """Loads models and data.
+
+    With `cache` that takes a pass over all texts: `watch` is called with how far it is.
 
     Raises:
         InputError: something in the config cannot be used; named.
@@ -95,7 +106,7 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
             f"recipe {config.recipe!r} needs a row for each text; set data.pack to false."
         )
     if config.cache:
-        _learn(config, lm, objective, loader)
+        _learn(config, lm, objective, loader, watch)
     weights = Weights(lm.params, draft and draft.params)
     texts = loader.texts(lm.config.vocab_size)
     start = objective.init(jax.random.key(config.seed), weights, texts)
@@ -111,14 +122,19 @@ def build(config: TrainConfig, *, progress: bool = False, accept_terms: bool = F
     )
 
 
-def _learn(config: TrainConfig, lm: LanguageModel, objective: Objective, loader: Loader) -> None:
+def _learn(
+    config: TrainConfig, lm: LanguageModel, objective: Objective, loader: Loader, watch: Watch
+) -> None:
     """Lets the loader know what the frozen target says of the texts."""
     if objective.features is None:
         raise InputError(f"recipe {config.recipe!r} cannot keep features; leave cache out.")
     if lm.mesh is not None:
         raise InputError("cache is for one device; leave out mesh or cache.")
     compute = jax.jit(objective.features)
-    loader.learn(lambda batch: compute(lm.params, to_devices(batch, None, config.batch_size)))
+    loader.learn(
+        lambda batch: compute(lm.params, to_devices(batch, None, config.batch_size)),
+        lambda done, total: watch({"step": 0, "features": done, "of": total}),
+    )
 
 
 def objective_config(line: Recipe, given: Mapping[str, Any]) -> Any:

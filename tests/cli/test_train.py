@@ -52,6 +52,13 @@ def test_a_run_and_what_comes_after_it(trained, cli, tmp_path, checkpoint):
     assert damaged.code == 1 and "does not have the hash" in damaged.err
 
 
+def test_what_comes_before_the_first_step_is_told(trained):
+    outcome = trained("--set", "cache=true", "--set", "batch_size=1", "--set", "steps=1")
+    assert outcome.code == 0
+    told = "computing the target's features of 3 batches of texts\n"
+    assert outcome.err.count("features") == outcome.err.count(told) == 1
+
+
 def test_bench_takes_the_heads(trained, cli, tmp_path, checkpoint):
     trained()
     suite = tmp_path / "suite.jsonl"

@@ -350,8 +350,17 @@ def test_what_is_kept_of_the_target_is_what_it_says(tmp_path):
     ]
     plain, kept = ([line["loss"] for line in run.metrics] for run in runs_of)
     np.testing.assert_allclose(kept, plain, rtol=1e-4)
+    lines = []
     with pytest.raises(Killed):
-        train(content | {"cache": True}, out=tmp_path / "killed", watch=killing(6))
+
+        def watch(line):
+            lines.append(line)
+            killing(6)(line)
+
+        train(content | {"cache": True}, out=tmp_path / "killed", watch=watch)
+    told = [(line["features"], line["of"]) for line in lines if "features" in line]
+    assert [done for done, total in told] == list(range(told[0][1] + 1)) and told[0][1] > 1
+    assert "loss" in lines[len(told)]
     again = train(content | {"cache": True}, out=tmp_path / "killed", resume=True)
     runs.assert_same(tmp_path / "True", again.folder)
     with pytest.raises(InputError, match="recipe 'layerskip' cannot keep features"):
