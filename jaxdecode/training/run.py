@@ -162,6 +162,8 @@ class _Trainer:
             state, why = self._steps(state, stop)
             if why in ("finished", "early", "time"):
                 self._finish(state)
+            if why == "time":
+                self._tell_rate(int(state.step))
             self.checkpoints.wait()
         if jax.process_index() == 0:
             title = f"{self.config.recipe} for {export.name_of(self.built.lm)}"
@@ -305,6 +307,18 @@ class _Trainer:
                 f"{self.config.line.method} writes {best:.2f} tokens per step on held-out prompts, "
                 f"and {self.config.measure.baseline} without any training {baseline:.2f}: this run "
                 "does not help. Train longer or on more data.",
+                stacklevel=2,
+            )
+
+    def _tell_rate(self, done: int) -> None:
+        """A rate that never fell costs more than fewer steps would have, so it is said."""
+        config = self.config
+        share = float(step.schedule_of(config.optimizer, config.steps)(done)) / config.optimizer.lr
+        if share > 2 * config.optimizer.final:
+            warnings.warn(
+                f"minutes={config.minutes:g} were over at step {done} of {config.steps}, with the "
+                f"learning rate at {share:.0%} of optimizer.lr: a new run with steps={done} would "
+                "let it fall within that time, which is usually better.",
                 stacklevel=2,
             )
 

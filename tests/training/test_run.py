@@ -84,7 +84,8 @@ def test_sigterm_saves_and_ends(whole, tmp_path):
 
 def test_minutes_end_a_run_with_a_result_and_resume_goes_on(whole, tmp_path):
     content, run = whole
-    short = train(content | {"minutes": 1e-9}, out=tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"over at step 1 of \d+, .* run with steps=1 would"):
+        short = train(content | {"minutes": 1e-9}, out=tmp_path / "run")
     assert short.stopped == "time" and runs.saved(short.folder)[0] == 1
     assert jd.load_heads(short.checkpoint).params
     assert train(content, out=tmp_path / "run", resume=True).stopped == "finished"
