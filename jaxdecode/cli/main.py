@@ -91,11 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is success, 2 input that cannot be used, 1 any other error, 130 Ctrl-C, 141 a closed pipe.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(args)
+    except BrokenPipeError:
+        # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _main(args: Sequence[str]) -> int:
     if "--version" in args and set(args) <= {"--version", "--verbose"}:
         return _print_versions(devices="--verbose" in args)
     try:
         line = parse(args)
     except SystemExit as stop:  # tyro has printed help or what is wrong
+        sys.stdout.flush()
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR
     _leave_absent_tpus_alone()
     if line.everywhere.offline:
@@ -163,9 +173,7 @@ def _run(line: CommandLine) -> int:
         say_what_it_took(time.perf_counter() - begin)
         return code
     except BrokenPipeError:
-        # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        raise
     except KeyboardInterrupt:
         note("interrupted")
         return INTERRUPTED

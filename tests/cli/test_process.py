@@ -67,6 +67,22 @@ def test_broken_pipe_is_quiet(environment, many_prompts):
     process.stderr.close()
 
 
+def test_help_into_a_broken_pipe_is_quiet(environment):
+    """As of `jaxdecode train --help | head -1`."""
+    process = subprocess.Popen(
+        _command("train", "--help"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(timeout=60), err) == (141, "")
+    process.stderr.close()
+
+
 def test_compiled_programs_are_kept_on_disk(environment, tmp_path):
     prompts = tmp_path / "one.jsonl"
     prompts.write_text('{"tokens": [1]}')
