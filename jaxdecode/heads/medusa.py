@@ -2,7 +2,7 @@
 
 The state is the target's last hidden state, of which the target's own head reads the next token.
 Each head is a residual block or several and an output matrix, its own or the target's; between
-these there may be an affine map, which for a small target does most of what a V x D matrix does.
+these there may be an affine map.
 Blocks and maps change nothing at first, so an untrained head says what the target's head says.
 """
 

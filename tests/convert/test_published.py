@@ -11,9 +11,15 @@ import jaxdecode as jd
 from jaxdecode.cli.main import main
 from jaxdecode.convert import heads as head_files
 from jaxdecode.convert import published
-from jaxdecode.errors import CorruptCheckpointError, InputError, UnsafeCheckpointError
+from jaxdecode.errors import (
+    CorruptCheckpointError,
+    InputError,
+    UnsafeCheckpointError,
+    UnsupportedError,
+)
 from jaxdecode.heads import medusa
 from tests import toys
+from tests.training import gate
 
 WIDTH, VOCAB, HEADS = 32, 61, 3
 
@@ -85,6 +91,13 @@ def test_medusa_heads_say_what_numpy_says_and_decode(folder):
     asked = dict(max_new_tokens=8)
     out = jd.generate(lm, [3, 1, 4], method="medusa", heads=heads, **asked)
     assert out.tokens == jd.generate(lm, [3, 1, 4], **asked).tokens
+
+
+def test_affine_maps_have_no_place_there(tmp_path):
+    heads = gate.random_heads("medusa", {"affine": True})
+    with pytest.raises(UnsupportedError, match="no place for the affine maps"):
+        published.write(heads, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_what_does_not_belong_is_named(folder, tmp_path):
