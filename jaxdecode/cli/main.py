@@ -172,7 +172,7 @@ def _run(line: CommandLine) -> int:
         sys.stdout.flush()
         say_what_it_took(time.perf_counter() - begin)
         return code
-    except BrokenPipeError:
+    except BrokenPipeError:  # no error to report; `main` ends quietly
         raise
     except KeyboardInterrupt:
         note("interrupted")

@@ -164,7 +164,7 @@ def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, 
         def watch(line: Mapping[str, Any]) -> None:
             if "features" in line:
                 there = line["features"] == line["of"]
-                told = "" if there else f"features of texts: {line['features']} of {line['of']}"
+                told = "" if there else f"features: {line['features']} of {line['of']} batches"
                 bar.update(task, seen=told)
                 return
             if "loss" in line:
