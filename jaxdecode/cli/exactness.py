@@ -63,10 +63,11 @@ def proof_bar(total: int, shown: bool) -> Iterator[Callable[[int], None] | None]
     if not shown:
         yield None
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), redirect_stdout=False) as bar:
+    from jaxdecode.cli.bars import Bar
+
+    with Bar(*Progress.get_default_columns()) as bar:
         task = bar.add_task("proving", total=total)
         yield lambda rows: bar.advance(task, rows)
 

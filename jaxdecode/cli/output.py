@@ -13,8 +13,6 @@ from jaxdecode.convert.atomic import atomic_file
 from jaxdecode.errors import DestinationExistsError, InputError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from jaxdecode.api import Generation
 
 
@@ -76,13 +74,15 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
         return
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
+    from jaxdecode.cli.bars import Bar
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed} tokens, {task.fields[rate]:.1f} per second"),
         TimeElapsedColumn(),
     )
-    with _bar(*columns) as bar:
+    with Bar(*columns) as bar:
         task = bar.add_task(title, total=total, rate=0.0)
 
         def advance(num_tokens: int) -> None:
@@ -110,6 +110,8 @@ def run_bar(title: str, total: int, shown: bool) -> Iterator[Callable[..., None]
         TimeRemainingColumn,
     )
 
+    from jaxdecode.cli.bars import Bar
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -119,7 +121,7 @@ def run_bar(title: str, total: int, shown: bool) -> Iterator[Callable[..., None]
         # Runs of different methods and prompts differ: the speed is taken over all so far.
         TimeRemainingColumn(),
     )
-    with _bar(*columns, speed_estimate_period=3600.0) as bar:
+    with Bar(*columns, speed_estimate_period=3600.0) as bar:
         task = bar.add_task(title, total=total)
         yield lambda num=1: bar.advance(task, num)
 
@@ -137,6 +139,8 @@ def rows_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], No
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
+    from jaxdecode.cli.bars import Bar
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -147,7 +151,7 @@ def rows_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], No
     )
     first = (0.0, 0)
     num_rows = all_tokens = 0
-    with _bar(*columns) as bar:
+    with Bar(*columns) as bar:
         task = bar.add_task(title, total=total, rates="", left="-:--:--")
 
         def count(num_tokens: int) -> None:
@@ -165,18 +169,3 @@ def rows_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], No
             bar.update(task, rates=rates, left=str(left) if told else "-:--:--")
 
         yield count
-
-
-def _bar(*columns: Any, **options: Any) -> "Progress":
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # Without redirect_stdout=False, rich would send our results to stderr.
-    return Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=sys.stderr.isatty(),
-        redirect_stdout=False,
-        redirect_stderr=False,
-        **options,
-    )

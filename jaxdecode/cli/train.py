@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,15 +129,15 @@ def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, 
     if not shown:
         yield _note_line
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+
+    from jaxdecode.cli.bars import Bar
 
     columns = (
         TextColumn("{task.description}"),
@@ -149,15 +148,7 @@ def _bar(config: "TrainConfig", shown: bool) -> Iterator[Callable[[Mapping[str, 
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    options: dict[str, Any] = dict(redirect_stdout=False, redirect_stderr=False)
-    with Progress(
-        *columns,
-        console=console,
-        transient=sys.stderr.isatty(),
-        speed_estimate_period=600.0,
-        **options,
-    ) as bar:
+    with Bar(*columns, speed_estimate_period=600.0) as bar:
         task = bar.add_task(config.recipe, total=config.steps, seen="")
         seen: dict[str, str] = {}
 
