@@ -201,7 +201,7 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in _instructions(text):
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
             name = _NAME.search(line)
             assert name is not None
@@ -215,6 +215,18 @@ def parse(text: str) -> Module:
     if not entry:
         raise ValueError("the text has no ENTRY computation: it is not an optimized HLO module.")
     return Module(computations, entry)
+
+
+def _instructions(text: str) -> Iterator[str]:
+    """Lines, with those joined over which the attributes of one instruction go."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        goes_on = lines and lines[0].startswith("  ") and not line.startswith("  ") and line != "}"
+        if not goes_on:
+            yield "".join(lines)
+            lines = []
+        lines.append(line)
+    yield "".join(lines)
 
 
 def _instruction(line: str) -> Instruction | None:
