@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxdecode.core import masks
+from jaxdecode.core import masks, whole_texts
 from jaxdecode.core.protocols import Rows
 from jaxdecode.core.types import pytree
 from jaxdecode.dist import axes, place, rules
@@ -43,11 +43,14 @@ class Backend:
         impl: "xla", or the kernel for "tpu" or "gpu".
         mesh: devices that KV heads and rows are split over.
         interpret: run the kernel in an interpreter on the CPU; for tests.
+        whole_texts: causal texts of which nothing is cached go through the TPU kernel that JAX has
+            for them, if their length allows it; it has a gradient, as the others have not.
     """
 
     impl: Literal["xla", "tpu", "gpu"] = "xla"
     mesh: Mesh | None = None
     interpret: Any = False
+    whole_texts: bool = False
 
 
 XLA = Backend()
@@ -112,6 +115,19 @@ def choose(impl: str, config: Any, kv_dtype: Any, mesh: Mesh | None) -> Backend:
                 f"attention={impl!r} cannot be used: {reason}; use attention='auto' or 'xla'."
             )
     return Backend(impl=impl, mesh=mesh)  # type: ignore[arg-type]
+
+
+def for_training(config: Any, mesh: Mesh | None) -> Backend:
+    """The backend of forward passes that have a gradient.
+
+    Args:
+        config: of the model.
+        mesh: devices it is split over; None for this program's own.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if platform != "tpu" or any(config.layer_windows):
+        return XLA
+    return Backend(mesh=mesh, whole_texts=True)
 
 
 def refuses(impl: str, config: Any, kv_dtype: Any, mesh: Mesh | None) -> str | None:
@@ -218,8 +234,10 @@ def attention(
     if mask.plan is not None:
         assert cached is not None
         return _by_kernel(backend, query, new_key, new_value, cached, mask.plan)
-    key, value = _slices(cached)
     rows = query.shape[3]
+    if backend.whole_texts and _is_whole(mask, cached, rows):
+        return _by_texts(backend, query, new_key, new_value, mask.segments)
+    key, value = _slices(cached)
     if mask.rule != "causal" or rows < _FEW:
         return _attend(query, new_key, new_value, key, value, mask, window)
     # Causal rows never see later ones: a tile of queries needs only the keys up to its own end.
@@ -251,6 +269,22 @@ def _by_kernel(backend: Backend, query, new_key, new_value, cached: View, plan: 
     specs = (heads, heads, heads, whole, whole, rows, rows, PartitionSpec())
     apply = place.per_device(of_shard, backend.mesh, in_specs=specs, out_specs=heads)
     return apply(query, new_key, new_value, key, value, plan.work, plan.words, layer)
+
+
+def _is_whole(mask: masks.MaskProgram, cached: View | None, rows: int) -> bool:
+    causal = mask.rule == "causal" and cached is None
+    return causal and whole_texts.tile_of(rows) is not None
+
+
+def _by_texts(backend: Backend, query, new_key, new_value, segments):
+    run = functools.partial(whole_texts.attention, interpret=backend.interpret)
+    if backend.mesh is None:
+        return run(query, new_key, new_value, segments)
+    rows, heads = rules.spec(("rows",)), rules.spec(("rows", "kv_heads"))
+    apply = place.per_device(
+        run, backend.mesh, in_specs=(heads, heads, heads, rows), out_specs=heads
+    )
+    return apply(query, new_key, new_value, segments)
 
 
 def _kernel(*args: Any, **named: Any) -> Array:

@@ -47,7 +47,8 @@ def compile_step(
     if line.heads is None:
         raise InputError(f"recipe {recipe!r} trains no heads; only steps of heads are compiled.")
     spec = HeadSpec(line.heads, head_files.shape_of(line.heads, shape or {}))
-    target = decoder.make_target(made.config, made.kv_dtype, attention.XLA)
+    backend = attention.for_training(made.config, made.mesh)
+    target = decoder.make_target(made.config, made.kv_dtype, backend)
     models = Models(plans.model(made)._replace(target=target), None, spec)
     config = setup.objective_config(line, settings or {})
     objective = setup.make_objective(line, config, models)

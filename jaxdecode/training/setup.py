@@ -162,10 +162,9 @@ def make_objective(line: Recipe, config: Any, models: Models) -> Objective:
 
 
 def training(lm: LanguageModel, remat: bool) -> Any:
-    """The model as training runs it: attention of whole texts has no kernel, activations may be
-    computed again.
-    """
-    target = decoder.make_target(lm.config, lm.kv_dtype, attention.XLA, remat=remat)
+    """The model as training runs it: with a gradient, activations computed again if asked."""
+    backend = attention.for_training(lm.config, lm.mesh)
+    target = decoder.make_target(lm.config, lm.kv_dtype, backend, remat=remat)
     return lm.bound._replace(target=target)
 
 
