@@ -7,7 +7,8 @@ follows the form it is given.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -260,16 +261,39 @@ def _run_scan(config, block, layers, x, mask, cached, span, tapped, acts):
         x, update, rows = block.apply({"params": params}, x, angles, mask, view, window)
         if acts is not None:
             x, update = _where(acts, x, before), _where(acts, update, 0)
-        out = x + update
-        return (x, update) if sum_later else (out, None), (rows, out if tapped else None)
+        return (x, update) if sum_later else (x + update, None), rows
 
-    start = (x, jnp.zeros_like(x) if sum_later else None)
     run = jax.checkpoint(body) if block.remat else body
-    acts = None if acts is None else acts.T
-    each = (layers, windows, is_local, own, acts)
-    (x, update), (rows, hidden) = jax.lax.scan(run, start, each)
-    x = x if update is None else x + update
-    return x, rows, {i: hidden[i] for i in tapped} if hidden is not None else {}
+    each = (layers, windows, is_local, own, None if acts is None else acts.T)
+    carry, pieces, taps = (x, jnp.zeros_like(x) if sum_later else None), [], {}
+    # What a scan gives of its layers it gives of all: it ends at every layer that is tapped.
+    ends = sorted({*(i + 1 for i in tapped), span.stop})
+    for first, last in itertools.pairwise([span.start, *ends]):
+        carry, rows = _scan_some(run, carry, each, first - span.start, last - span.start)
+        x = carry[0] if carry[1] is None else sum(carry)
+        pieces.append(rows)
+        if last - 1 in tapped:
+            taps[last - 1] = x
+    joined = pieces[0] if len(pieces) == 1 else jax.tree.map(_joined, *pieces)
+    return x, joined, taps
+
+
+def _scan_some(run: Callable[..., Any], carry: Any, each: Any, first: int, last: int) -> Any:
+    """`jax.lax.scan` over some of the layers, each of which is read where it lies."""
+    if (first, last) == (0, len(jax.tree.leaves(each)[0])):
+        return jax.lax.scan(run, carry, each)
+
+    def step(carry, _):
+        own, i = carry
+        own, rows = run(own, jax.tree.map(lambda leaf: leaf[i], each))
+        return (own, i + 1), rows
+
+    (carry, _), rows = jax.lax.scan(step, (carry, jnp.int32(first)), None, length=last - first)
+    return carry, rows
+
+
+def _joined(*pieces: Array) -> Array:
+    return jnp.concatenate(pieces)
 
 
 def _logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B D"]):
