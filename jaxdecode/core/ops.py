@@ -109,6 +109,11 @@ def _laid_out(x: Array) -> Array:
     return with_layout_constraint(x, Layout((0, 1)))
 
 
+def taken(rows: Shaped[Array, "B T *D"], places: Int[Array, "B P"]) -> Shaped[Array, "B P *D"]:
+    """What stands at these places of every row."""
+    return jax.vmap(lambda row, index: row[index])(rows, places)
+
+
 def over_places(
     function: Callable[..., Any], size: int, *trees: PyTree[Shaped[Array, "B T ..."]]
 ) -> PyTree[Shaped[Array, "B T ..."]]:
@@ -118,20 +123,31 @@ def over_places(
     once. Rows stay on the devices they are split over. The last piece may end in zeros.
     """
     width = jax.tree.leaves(trees)[0].shape[1]
-    size = min(size, width)
-    steps = -(-width // size)
+    inside = jax.checkpoint(lambda pieces: function(*pieces))
+    return joined(jax.lax.map(inside, pieces_of(trees, size)), width)
+
+
+def pieces_of(tree: PyTree[Shaped[Array, "B T ..."]], size: int) -> PyTree[Array]:
+    """At most `size` places of every row at a time, `[n, B, s, ...]`; the last may end in zeros."""
 
     def split(array: Array) -> Array:
-        batch, _, *rest = array.shape
-        pad = [(0, 0), (0, steps * size - width)] + [(0, 0)] * len(rest)
-        return jnp.moveaxis(jnp.pad(array, pad).reshape(batch, steps, size, *rest), 1, 0)
+        batch, width, *rest = array.shape
+        steps = -(-width // size)
+        each = -(-width // steps)
+        pad = [(0, 0), (0, steps * each - width)] + [(0, 0)] * len(rest)
+        return jnp.moveaxis(jnp.pad(array, pad).reshape(batch, steps, each, *rest), 1, 0)
 
-    def join(pieces: Array) -> Array:
-        rows = jnp.moveaxis(pieces, 0, 1)
+    return jax.tree.map(split, tree)
+
+
+def joined(pieces: PyTree[Array], width: int) -> PyTree[Shaped[Array, "B T ..."]]:
+    """The inverse of `pieces_of`."""
+
+    def join(array: Array) -> Array:
+        rows = jnp.moveaxis(array, 0, 1)
         return rows.reshape(rows.shape[0], -1, *rows.shape[3:])[:, :width]
 
-    inside = jax.checkpoint(lambda pieces: function(*pieces))
-    return jax.tree.map(join, jax.lax.map(inside, jax.tree.map(split, trees)))
+    return jax.tree.map(join, pieces)
 
 
 def _by_rows(form: Callable[..., Array], dtype: Any, x: Array, kernel: Array) -> Array:

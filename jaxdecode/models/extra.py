@@ -129,14 +129,16 @@ def attend_down(
     params: Any,
     read: Float[Array, "B T I"],
     positions: Int[Array, "B T"],
-    sees: Bool[Array, "B T T"],
+    sees: Bool[Array, "B P S"],
     above: Sequence[tuple[Array, Array]],
+    *,
     beside: Float[Array, "B T K G d"] | None = None,
-) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """Attention of rows that go on from each place of a text, one row deeper at every call.
+    places: Int[Array, "B P"] | None = None,
+) -> tuple[Float[Array, "B P D"], tuple[Array, Array]]:
+    """Attention of rows that go on from places of a text, one row deeper at every call.
 
-    A row sees the first rows of the text as `sees` says, and at its own place the rows of every
-    later call and itself. Scores are T x T however deep it is, and those of a few places are held
+    A row sees the S rows of the first call as `sees` says, and at its own place the rows of every
+    later call and itself. Scores are P x S however deep it is, and those of a few places are held
     at once.
 
     Args:
@@ -148,9 +150,10 @@ def attend_down(
         sees: which rows of the first call each row sees.
         above: keys and values of the earlier calls; empty in the first.
         beside: what else queries, keys and values are made from, multiplied already.
+        places: rows of the first call that see, and that later calls go on from; None for all.
 
     Returns:
-        What it adds, and keys and values `[B, T, K, d]` of these rows.
+        What it adds, and keys and values `[B, T, K, d]` of the rows that were read.
     """
     c = config
     features = (c.num_kv_heads, c.group_size + 2, c.head_dim)
@@ -163,12 +166,13 @@ def attend_down(
         key = norm.apply({"params": params["k_norm"]}, key)
     turned = angles(config, positions)
     query = (rotate(query, *turned) * c.query_scale).astype(dtype)
+    query = query if places is None else ops.taken(query, places)
     own = rotate(key, *turned).astype(dtype), value.astype(dtype)
     first, *later = [*above, own]
     # Places that are padding see all.
     attend = functools.partial(_attend_down, *first)
     mixed = ops.over_places(attend, _TILE, query, ~sees, later)
-    flat = mixed.reshape(*read.shape[:2], -1)
+    flat = mixed.reshape(*mixed.shape[:2], -1)
     out: Any = OutputLinear(c.hidden_size, c.o_bias, dtype).apply({"params": params["o"]}, flat)
     return out.astype(read.dtype), own
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdecode.core import masks
+from jaxdecode.core import masks, ops
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.types import pytree
 from jaxdecode.training import probed
@@ -46,10 +46,7 @@ def lay(batch: Batch, key: Array, *, block: int, num_places: int | None) -> Laid
     wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*ahead_of, strict=True))
     places = probed.choose(weight[..., 0], key, num_places)
 
-    def take(array: Array) -> Array:
-        return jax.vmap(lambda row, index: row[index])(array, places)
-
-    where = take(batch.positions)[..., None] + jnp.arange(block, dtype=jnp.int32)
+    where = ops.taken(batch.positions)[..., None] + jnp.arange(block, dtype=jnp.int32)
     positions = jnp.concatenate([batch.positions, where.reshape(num_rows, -1)], axis=1)
     return Laid(
         program=MaskProgram(
@@ -60,8 +57,8 @@ def lay(batch: Batch, key: Array, *, block: int, num_places: int | None) -> Laid
             rule="tree",
         ),
         places=places,
-        wanted=take(wanted),
-        weight=take(weight),
+        wanted=ops.taken(wanted),
+        weight=ops.taken(weight),
     )
 
 

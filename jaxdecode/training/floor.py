@@ -11,10 +11,12 @@ A model of a step without waste, in the dtype of the computation:
   the rest        norms, activations, rotations: nothing, they are part of what they feed
 
 The target runs forward once, the heads forward and backward; what was written is read again instead
-of computed again, scores of attention excepted. Every pass reads the heads' kernels, but what
-tokens add to queries, keys and values is made once for all passes. Kernels are gathered over "data"
-once, their gradients scattered once, and the optimizer (AdamW behind a clipped norm) changes its
-share in place. The target's rows of the draft vocabulary are taken for granted: they never change.
+of computed again, scores of attention excepted. All places of a text have keys and values in the
+heads' first pass; what else passes do, they do at the places that are compared. Every pass reads
+the heads' kernels, but what tokens add to queries, keys and values is made once for all passes.
+Kernels are gathered over "data" once, their gradients scattered once, and the optimizer (AdamW
+behind a clipped norm) changes its share in place. The target's rows of the draft vocabulary are
+taken for granted: they never change.
 
 It is no lower bound for a chip that keeps a whole stream between two products, and XLA does so in
 places.
@@ -48,7 +50,8 @@ class _Layer:
     """Sizes of a layer on one device; methods count elements.
 
     Attributes:
-        rows: tokens.
+        rows: that go through it.
+        seen: rows whose keys and values those see, not counting what deeper passes add.
         width: of the stream.
         query: width of the queries.
         keys: width of keys and values together.
@@ -56,6 +59,7 @@ class _Layer:
     """
 
     rows: int
+    seen: int
     width: int
     query: int
     keys: int
@@ -74,9 +78,9 @@ class _Layer:
         products = (
             (self.width + self.qkv) + (self.query + self.width) + 2 * (self.width + 2 * self.mlp)
         )
-        attention = self.qkv + self.query
         sums = 2 * (2 + 2) * self.width
-        return self.rows * (products + attention + sums) + self.kernels
+        attention = 2 * self.rows * self.query + self.seen * self.keys
+        return self.rows * (products + sums) + attention + self.kernels
 
     @property
     def backward(self) -> int:
@@ -92,10 +96,16 @@ class _Layer:
             + (self.query + self.width)
             + (self.width + self.qkv)
         )
-        attention = 2 * self.qkv + 2 * self.query
         # Two all-reduces, each behind a norm, whose input is read too.
         sums = 2 * (2 + 3) * self.width
-        return self.rows * (into_rows + into_kernels + attention + sums) + self.kernels
+        attention = 4 * self.rows * self.query + 2 * self.seen * self.keys
+        return self.rows * (into_rows + into_kernels + sums) + attention + self.kernels
+
+    @property
+    def others(self) -> int:
+        """Both ways, of keys and values of rows that are only seen."""
+        rows = self.seen - self.rows
+        return 3 * rows * (self.width + self.keys)
 
 
 def eagle3(
@@ -115,12 +125,14 @@ def eagle3(
     texts, width = made.batch // data, c.hidden_size
     layer = _Layer(
         rows=texts * length,
+        seen=texts * length,
         width=width,
         query=c.num_heads * c.head_dim // parts,
         keys=2 * c.num_kv_heads * c.head_dim // parts,
         mlp=c.intermediate_size // parts,
     )
-    stream, places = layer.rows * width, texts * num_places * width
+    own_layer = dataclasses.replace(layer, rows=texts * num_places)
+    stream, places = layer.rows * width, own_layer.rows * width
     fuse, head = 3 * width * width, draft_vocab * width // parts
     spoken = layer.qkv * width
     own = layer.kernels + spoken + fuse
@@ -137,14 +149,16 @@ def eagle3(
     scoring = c.vocab_size * width // parts + stream
     fusing = 2 * (3 * stream + stream) + fuse
     # Rows of pass j see one more key and value per pass before theirs, and add to its gradient.
-    deeper = layer.rows * layer.keys * 4 * (num_passes * (num_passes - 1) // 2)
+    deeper = own_layer.rows * layer.keys * 4 * (num_passes * (num_passes - 1) // 2)
     # What tokens add: made, added in every pass, and its gradient summed. The tokens' own gradient
     # is none but that of their norm's scale.
     both_ways = 2 * (stream + layer.rows * layer.qkv)
-    adding = both_ways + spoken + num_passes * 2 * layer.rows * layer.qkv
-    # Both states are taken and scored once; the gradient of the heads' own reads kernel and state
-    # again, is summed and put back.
-    scored = 2 * 3 * places + 2 * head + (places + head) + (1 + 2 + 3) * places
+    added = num_passes * own_layer.rows * layer.qkv
+    added += (layer.rows - own_layer.rows) * layer.keys
+    adding = both_ways + spoken + 2 * added
+    # The target's states are taken, both scored once; the gradient of the heads' own reads kernel
+    # and state again, and is summed.
+    scored = (3 + 1) * places + 2 * head + (places + head) + (1 + 2) * places
     own_gradient, head_gradient = scattered(own), scattered(head)
     # In float32, parameters and two moments are read and written, and parameters read to be
     # lowered. Lowered ones are written, and read to be gathered; the gradient is read twice: for
@@ -160,10 +174,12 @@ def eagle3(
         "heads": (
             fusing
             + adding
-            + num_passes * (layer.forward + layer.backward)
+            + num_passes * (own_layer.forward + own_layer.backward)
+            + own_layer.others
             + deeper
             + own_gradient[0],
-            num_passes * 4 * summed(stream) + own_gradient[1],
+            # Of what the first pass reads, the gradient comes from all places.
+            (4 * num_passes - 1) * summed(places) + summed(stream) + own_gradient[1],
         ),
         "losses": (
             num_passes * scored + head_gradient[0],

@@ -1,5 +1,6 @@
 """Losses that objectives share; float32, means over the tokens that count."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -71,13 +72,92 @@ def over_tokens(
         chunk: N; where rows are many, more. None for so many that their scores are as large as
             the vocabulary's matrix in 16 bit: with fewer, reading it is most of what is moved.
     """
-    batch = len(arrays[0])
+    return ops.over_places(_of_rows(function), _places_of(chunk, arrays[0]), *arrays)
+
+
+def shares(weight: Float[Array, "B T K"]) -> Float[Array, "B T K"]:
+    """What each token counts in `per_head` means."""
+    return weight / jnp.maximum(weight.sum((0, 1)), 1e-9)
+
+
+def summed(
+    function: Callable[..., Any],
+    params: Any,
+    rows: Any,
+    given: Any,
+    weight: Float[Array, "B T *K"],
+) -> tuple[Float[Array, ""], Any]:
+    """The sum over tokens of weight times error, and what else is told of each token.
+
+    The gradient of a sum is that of its parts, so each chunk's is computed along with its errors:
+    `over_tokens` would score all tokens a second time for it.
+
+    Args:
+        function: (params, rows, given), of N tokens -> their errors `[N, *K]` and a tree of
+            `[N, ...]`. What is learned must be among params and rows.
+        params: floating-point tree.
+        rows: tree of floating-point `[B, T, ...]`, whose gradient is wanted too.
+        given: tree of `[B, T, ...]`, without a gradient.
+        weight: of every error.
+    """
+    size = _places_of(None, jax.tree.leaves(rows)[0])
+
+    def total(params, piece):
+        rows, given, weight = piece
+        errors, told = _of_rows(functools.partial(function, params))(rows, given)
+        return (errors * weight).sum(), told
+
+    def step(carry, piece):
+        so_far, into_params = carry
+        rows, *rest = piece
+        found = jax.value_and_grad(
+            lambda params, rows: total(params, (rows, *rest)), argnums=(0, 1), has_aux=True
+        )(params, rows)
+        (value, told), (more, into_rows) = found
+        return (so_far + value, jax.tree.map(jnp.add, into_params, more)), (into_rows, told)
+
+    learned = params, rows
+    params, rows = jax.lax.stop_gradient(learned)
+    start = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+    pieces = ops.pieces_of((rows, given, weight), size)
+    (value, into_params), found = jax.lax.scan(step, start, pieces)
+    into_rows, told = ops.joined(found, weight.shape[1])
+    return _with_gradient(value, learned, (into_params, into_rows)), told
+
+
+@jax.custom_vjp
+def _with_gradient(value: Float[Array, ""], learned: Any, gradient: Any) -> Float[Array, ""]:
+    """The value, as one whose gradient is known."""
+    del learned, gradient
+    return value
+
+
+def _keep(value, learned, gradient):
+    del learned
+    return value, gradient
+
+
+def _scale(gradient, by):
+    return None, jax.tree.map(lambda leaf: (by * leaf).astype(leaf.dtype), gradient), None
+
+
+_with_gradient.defvjp(_keep, _scale)
+
+
+def _of_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tokens as one of a few places of every row."""
+
+    def of_rows(*trees: Any) -> Any:
+        batch = len(jax.tree.leaves(trees)[0])
+        flat = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), trees)
+        return jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[1:]), function(*flat))
+
+    return of_rows
+
+
+def _places_of(chunk: int | None, rows: Float[Array, "B T *D"]) -> int:
+    """Places of every row in a chunk of about so many tokens."""
     if chunk is None:
-        *each, depth = arrays[0].shape[2:] or (1,)
+        *each, depth = rows.shape[2:] or (1,)
         chunk = max(CHUNK, depth // (2 * math.prod(each)))
-
-    def flat(*pieces: Array) -> Any:
-        out = function(*(piece.reshape(-1, *piece.shape[2:]) for piece in pieces))
-        return jax.tree.map(lambda rows: rows.reshape(batch, -1, *rows.shape[1:]), out)
-
-    return ops.over_places(flat, max(chunk // min(batch, SHARING), 1), *arrays)
+    return max(chunk // min(len(rows), SHARING), 1)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxdecode.core import masks
+from jaxdecode.core import masks, ops
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Target
 from jaxdecode.core.types import pytree
@@ -105,7 +105,7 @@ def lay_at(
     shape = (num_rows, places.shape[1], num_probes)
     flat = (num_rows, places.shape[1] * num_probes)
     numbers = jnp.broadcast_to(number, shape).reshape(flat)
-    where = (taken(batch.positions, places)[..., None] + 1 + number).reshape(flat)
+    where = (ops.taken(batch.positions, places)[..., None] + 1 + number).reshape(flat)
     position = jnp.concatenate([batch.positions, where], axis=1)
     program = MaskProgram(
         cached=jnp.zeros(num_rows, jnp.int32),
@@ -119,14 +119,9 @@ def lay_at(
         probe=jnp.concatenate([jnp.zeros((num_rows, size), bool), jnp.ones(flat, bool)], axis=1),
         program=program,
         places=places,
-        wanted=taken(wanted, places),
-        weight=taken(weight, places),
+        wanted=ops.taken(wanted, places),
+        weight=ops.taken(weight, places),
     )
-
-
-def taken(rows: Shaped[Array, "B T *D"], places: Int[Array, "B P"]) -> Shaped[Array, "B P *D"]:
-    """What belongs to the places."""
-    return jax.vmap(lambda row, index: row[index])(rows, places)
 
 
 def filled(laid: Laid, batch: Batch, tokens: Int[Array, "B P k"]) -> Laid:
@@ -188,7 +183,7 @@ def _sees(
     number = jnp.concatenate(
         [jnp.zeros(size, int), jnp.tile(jnp.arange(num_probes), places.shape[1])]
     )
-    text = jax.vmap(lambda row, index: row[index])(segments, place)
+    text = ops.taken(segments, place)
     same_text = text[:, :, None] == text[:, None, :]
     tokens = (group < 0) & (place[:, :, None] >= place[:, None, :]) & same_text
     probes = (group >= 0) & (group[:, None] == group) & (number[:, None] >= number)

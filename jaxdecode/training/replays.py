@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdecode.core import ops
 from jaxdecode.core.types import pytree
 from jaxdecode.training import denoising, losses, probed
 from jaxdecode.training.objective import Batch
@@ -192,13 +193,13 @@ def lessons(trace: Trace, laid: Blocks, size: int, key: Array) -> Lessons:
     num = -(-width // size)
     first = probed.choose(begins.astype(jnp.float32), key, num)
     where = first[..., None] + jnp.arange(size)
-    own = probed.taken(laid.number, jnp.minimum(where, width - 1))
-    exists = (where < width) & (own == own[..., :1]) & probed.taken(begins, first)[..., None]
+    own = ops.taken(laid.number, jnp.minimum(where, width - 1))
+    exists = (where < width) & (own == own[..., :1]) & ops.taken(begins, first)[..., None]
     where = jnp.minimum(where, width - 1)
-    exists &= probed.taken(laid.inside, where)
+    exists &= ops.taken(laid.inside, where)
 
     def lay(array: Array, empty: Any) -> Array:
-        found = jnp.where(exists[..., None], probed.taken(array, where), empty)
+        found = jnp.where(exists[..., None], ops.taken(array, where), empty)
         return jnp.swapaxes(found, -1, -2)
 
     found = Trace(

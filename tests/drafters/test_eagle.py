@@ -10,6 +10,7 @@ import pytest
 
 import jaxdecode as jd
 from jaxdecode import options
+from jaxdecode.core import ops
 from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import HeadSpec, Weights
 from jaxdecode.drafters import eagle as drafter
@@ -44,13 +45,19 @@ def bound(kind, lm, shape=None):
     return module.bind(shape or module.Shape(), lm.config, jnp.float32, lm.target)
 
 
+def everywhere(data):
+    """All places of all texts."""
+    num_rows, size = data.tokens.shape
+    return jnp.broadcast_to(jnp.arange(size), (num_rows, size))
+
+
 @functools.partial(jax.jit, static_argnames=("parts", "depth"))
 def passes_of(params, target, data, *, parts, depth):
     """What passes say of a text, each of which reads what the one before it said."""
     output = parts.target.forward(target, data.tokens, program(data), None, parts.taps)
     said = parts.features(params, output)
     if isinstance(parts, eagle3.Parts):
-        return objective.unrolled(parts, params, target, data, said, depth)
+        return objective.unrolled(parts, params, target, data, said, everywhere(data), depth)
     # EAGLE is trained on one pass only.
     layer, sees, above, made = parts.layer, objective.sees_of(data.segments), [], []
     for j in range(depth):
@@ -212,7 +219,7 @@ def test_the_loss_of_eagle3_is_its_formula():
     parts = bound("eagle3", lm, spec.shape)
     output = lm.target.forward(lm.params, data.tokens, program(data), None, parts.taps)
     start = parts.features(params, output)
-    outs = objective.unrolled(parts, params, lm.params, data, start, num)
+    outs = objective.unrolled(parts, params, lm.params, data, start, everywhere(data), num)
     wanted, dropped = 0.0, 0
     for j in range(num):
         ours = np.asarray(parts.scores(params, lm.params, outs[j][0]), np.float64)
@@ -232,6 +239,37 @@ def test_the_loss_of_eagle3_is_its_formula():
         wanted += decay**j * np.mean(errors)
     assert dropped > 0
     np.testing.assert_allclose(float(found), wanted, rtol=1e-4)
+
+
+def test_what_eagle3_computes_at_places_is_what_it_computes_there_of_all():
+    """And so are its gradients: of other places a pass sees keys and values alone."""
+    lm, num = toys.model(), 3
+    params = smallest.heads("eagle3", lm).params
+    parts = bound("eagle3", lm)
+    data = gate.batch([TEXT, [9, *TEXT[:-1]]])
+    output = lm.target.forward(lm.params, data.tokens, program(data), None, parts.taps)
+    places = jnp.asarray([[6, 0, 3], [2, 5, 7]])
+    weight = jax.random.normal(jax.random.key(0), (num, *places.shape, lm.config.hidden_size))
+
+    def asked(params, at, then):
+        start = parts.features(params, output)
+        outs = objective.unrolled(parts, params, lm.params, data, start, at, num)
+        outs = jnp.stack([then(x) for x in outs])
+        return (outs * weight).sum(), outs
+
+    def at_once(params):
+        return asked(params, everywhere(data), lambda x: ops.taken(x, places))
+
+    def alone(params):
+        return asked(params, places, lambda x: x)
+
+    (wanted, found) = (
+        jax.jit(jax.value_and_grad(each, has_aux=True, allow_int=True))(params)
+        for each in (at_once, alone)
+    )
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_allclose(a, b, atol=2e-5 * (1 + np.abs(a).max()))
 
 
 def test_the_distance_of_the_note():

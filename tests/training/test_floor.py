@@ -48,3 +48,11 @@ def test_passes_share_the_kernels_gradients(kind):
 )
 def test_operations_are_told_by_scope(source, kind):
     assert floor.kind_of(source) == kind
+
+
+def test_a_place_costs_the_heads_what_it_costs_and_texts_their_keys():
+    """Twice the places are less than twice the bytes, for all texts have keys and values."""
+    _, one = floor_of(1)
+    _, two = floor_of(1, num_places=2 * SETTINGS["num_places"])
+    assert one["heads"].hbm < two["heads"].hbm < 2 * one["heads"].hbm
+    assert one["target"] == two["target"]

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Models, Target
 from jaxdecode.drafters import jacobi
 from jaxdecode.training import losses, probed, whole
@@ -127,7 +128,7 @@ def trajectory(
     def correct(guesses):
         given = probed.filled(laid, batch, guesses)
         texts, probes = laid.split(target.forward(params, given.tokens, given.program, None).hidden)
-        pending = probed.taken(texts, laid.places)
+        pending = ops.taken(texts, laid.places)
         before = jnp.concatenate([pending[:, :, None], probes[:, :, :-1]], axis=2)
         return losses.over_tokens(says, before, chunk=max(1, losses.CHUNK // window))
 
@@ -161,7 +162,7 @@ def mixed(
     window = fixed.shape[2]
     pairs = [ahead(batch, i + 1) for i in range(window)]
     tokens, weight = (jnp.stack(arrays, -1) for arrays in zip(*pairs, strict=True))
-    text, weight = (probed.taken(array, laid.places) for array in (tokens, weight))
+    text, weight = (ops.taken(array, laid.places) for array in (tokens, weight))
     wrong = ((fixed != text) * weight).sum(-1) / jnp.maximum(weight.sum(-1), 1e-9)
     # Past the text's end there is nothing to take.
     return jnp.where((wrong > most)[..., None] & (weight > 0), text, fixed)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import dflash
 from jaxdecode.training import blocks, losses
@@ -55,7 +56,7 @@ def make(config: Config, models: Models) -> Objective:
         laid = blocks.lay(batch, key, block=shape.block, num_places=config.num_places)
         seen = target.forward(frozen, batch.tokens, program(batch), None, taps).taps
         context = own.context(params, [seen[name] for name in taps])
-        first = jax.vmap(lambda row, index: row[index])(batch.tokens, laid.places)
+        first = ops.taken(batch.tokens, laid.places)
         x = dflash.enter(params, embed(frozen, first), num_masks=shape.block - 1)
         flat = x.reshape(len(x), -1, x.shape[-1])
         states = own.states(params, flat, laid.program, context=context).reshape(x.shape)

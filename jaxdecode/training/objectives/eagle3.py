@@ -82,33 +82,32 @@ def make(config: Config, models: Models) -> Objective:
         places = probed.choose(ahead(batch, 2)[1], key, config.num_places)
         tokens = params.get("tokens")
         trimmed = frozen if tokens is None else classes.with_rows(model.config, frozen, tokens)
-        can = jnp.ones(hidden.shape[:2])
+        can, width = jnp.ones(hidden.shape[:2]), hidden.shape[1]
         if tokens is not None:
             drafted = jnp.zeros(model.config.vocab_size).at[tokens].set(1.0)
             can = drafted[known["best"]]
-        passes = jnp.arange(config.num_passes)
-        outs = unrolled(parts, params, frozen, batch, start, config.num_passes)
+        outs = unrolled(parts, params, frozen, batch, start, places, config.num_passes)
+        passes = range(config.num_passes)
+        weight = jnp.stack([ops.taken(ahead(batch, j + 2)[1], places) for j in passes], 2)
         # Past the end nothing has weight.
-        later = jnp.minimum(places + passes[:, None, None] + 1, hidden.shape[1] - 1)
-        weight = [probed.taken(ahead(batch, j + 2)[1], places) for j in range(len(outs))]
+        later = jnp.minimum(places[..., None] + jnp.arange(1, len(passes) + 1), width - 1)
+        taught, sure = (ops.taken(x, later) for x in (hidden, can))
 
-        def per_token(out, taught):
-            ours = parts.scores(params, frozen, out)
+        def per_token(learned, out, taught):
+            ours = parts.scores(learned, frozen, out)
             theirs = target.logits(trimmed, taught)
             hit = ours.argmax(-1) == theirs.argmax(-1)
             return losses.soft_cross_entropy(ours, jax.nn.softmax(theirs)), hit
 
+        share = losses.shares(weight) * sure
+        decays = config.decay ** jnp.arange(len(passes))
+        learned = {name: params[name] for name in ("norm", "head")}
         with jax.named_scope("losses"):
-            asked = jnp.stack([probed.taken(out, places) for out in outs])
-            taught, sure = (jax.vmap(probed.taken, (None, 0))(x, later) for x in (hidden, can))
-            # In a loop the gradient of what scores all passes is summed over devices once.
-            compare = jax.checkpoint(lambda given: losses.over_tokens(per_token, *given))
-            found = jax.lax.map(compare, (asked, taught))
-        errors, rates = (
-            jax.vmap(losses.weighted_mean)(each * sure, jnp.stack(weight)) for each in found
-        )
-        metrics = {f"accuracy.{j}": rate for j, rate in enumerate(rates)}
-        return (config.decay**passes * errors).sum(), metrics
+            value, hits = losses.summed(
+                per_token, learned, jnp.stack(outs, 2), taught, share * decays
+            )
+        rates = (hits * share).sum((0, 1))
+        return value, {f"accuracy.{j}": rate for j, rate in enumerate(rates)}
 
     return Objective(init=init, loss=loss, export=heads_only, features=said)
 
@@ -120,10 +119,14 @@ def unrolled(
     frozen: Any,
     batch: Batch,
     start: Float[Array, "B T D"],
+    places: Int[Array, "B P"],
     num_passes: int,
-) -> list[Float[Array, "B T D"]]:
-    """Outputs of every pass; `start` is what the first one reads."""
-    layer, sees, embed = parts.layer, sees_of(batch.segments), parts.target.embed
+) -> list[Float[Array, "B P D"]]:
+    """Outputs of every pass at these places; `start` is what the first one reads.
+
+    Of all other places only keys and values of pass 0 are seen, so nothing else is computed.
+    """
+    layer, embed = parts.layer, parts.target.embed
     assert embed is not None
     embedded = jax.lax.stop_gradient(embed(frozen, batch.tokens))
     # What tokens add to queries, keys and values is the same in all passes, some places further.
@@ -131,19 +134,22 @@ def unrolled(
     of_tokens, of_states = jnp.split(attn["qkv"]["kernel"], [width])
     spoken = ops.linear(layer.norm(params["token_norm"], embedded), of_tokens, layer.kv_dtype)
     attn = attn | {"qkv": attn["qkv"] | {"kernel": of_states}}
+    sees, where = (ops.taken(x, places) for x in (sees_of(batch.segments), batch.positions))
 
-    def attend(x, positions, beside, above):
+    def attend(x, positions, beside, above, places=None):
         read = layer.norm(params["feature_norm"], x)
-        return extra.attend_down(
-            layer.config, layer.kv_dtype, attn, read, positions, sees, above, beside
-        )
+        form = layer.config, layer.kv_dtype, attn
+        given = {"beside": beside, "places": places}
+        return extra.attend_down(*form, read, positions, sees, above, **given)
 
-    x, above, made = start.astype(embedded.dtype), [], []
-    for j in range(num_passes):
-        mixed, own = attend(x, batch.positions + j, features.shift(spoken, j + 1), above)
-        x = layer.after(params, x + mixed)
+    start = start.astype(embedded.dtype)
+    mixed, own = attend(start, batch.positions, features.shift(spoken, 1), (), places)
+    above, made = [own], [layer.after(params, ops.taken(start, places) + mixed)]
+    for j in range(1, num_passes):
+        beside = ops.taken(features.shift(spoken, j + 1), places)
+        mixed, own = attend(made[-1], where + j, beside, above)
         above.append(own)
-        made.append(x)
+        made.append(layer.after(params, made[-1] + mixed))
     return made
 
 

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxdecode import checks
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import hydra
 from jaxdecode.training import classes, features, linear, losses, probed
 from jaxdecode.training.objective import Export, Objective, Start, Texts, ahead
-from jaxdecode.training.objectives.medusa import combine
+from jaxdecode.training.objectives.medusa import decays
 
 # (params, head, what the head before left [N, ...], the token before its guess as an embedding
 # [N, D], the target's head) -> (scores [N, V], what it leaves to the next)
@@ -182,7 +183,8 @@ def loss_of(
         where, which = jax.random.split(key)
         scored = classes.draw(model.config, frozen, batch.tokens, which, config.num_classes)
 
-        def per_token(state, seen, later, wanted):
+        def per_token(params, state, given):
+            seen, later, wanted = given
             told, scores = state, []
             for k in places:
                 row = embed(frozen, seen[:, None, k])[:, 0]
@@ -197,11 +199,14 @@ def loss_of(
             return errors, scores.argmax(-1) == wanted
 
         learned = probed.choose(weight[..., 0], where, config.num_places)
-        arrays = (read(params, frozen, batch, hidden), seen, later, scored.column[wanted])
-        weight = probed.taken(weight, learned)
-        errors, hits = losses.over_tokens(per_token, *(probed.taken(x, learned) for x in arrays))
-        rates = losses.per_head(hits, weight)
-        metrics = {f"accuracy.{k}": rate for k, rate in enumerate(rates)}
-        return combine(losses.per_head(errors, weight), config.decay), metrics
+        states, *given = (
+            ops.taken(x, learned)
+            for x in (read(params, frozen, batch, hidden), seen, later, scored.column[wanted])
+        )
+        share = losses.shares(ops.taken(weight, learned))
+        counts = share * decays(len(places), config.decay)
+        value, hits = losses.summed(per_token, params, states, tuple(given), counts)
+        rates = (hits * share).sum((0, 1))
+        return value, {f"accuracy.{k}": rate for k, rate in enumerate(rates)}
 
     return loss

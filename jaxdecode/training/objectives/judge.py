@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdecode import checks
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Models
 from jaxdecode.heads import judge
 from jaxdecode.training import losses, probed, whole
@@ -61,8 +62,8 @@ def make(config: Config, models: Models) -> Objective:
         frozen = jax.lax.stop_gradient(target_params)
         where, what = jax.random.split(key)
         laid = probed.lay_at(batch, probed.choose(ahead(batch, 2)[1], where, config.num_places), 1)
-        said, counts = (probed.taken(array, laid.places) for array in ahead(batch, 1))
-        before = probed.taken(whole.states_of(model, frozen, batch), laid.places)
+        said, counts = (ops.taken(array, laid.places) for array in ahead(batch, 1))
+        before = ops.taken(whole.states_of(model, frozen, batch), laid.places)
         keys = jax.random.key_data(jax.random.split(what, said.shape))
 
         each = jax.vmap(functools.partial(mistake, config=config))

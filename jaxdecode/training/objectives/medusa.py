@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdecode import checks
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Models
 from jaxdecode.errors import InputError
 from jaxdecode.heads import medusa
@@ -80,7 +81,7 @@ def make(config: Config, models: Models) -> Objective:
         where, which = jax.random.split(key)
         scored = classes.draw(model.config, frozen, batch.tokens, which, config.num_classes)
 
-        def per_token(hidden, wanted):
+        def per_token(params, hidden, wanted):
             scores = medusa.logits(
                 shape, params, hidden, lambda states: target.logits(scored.params, states)
             )
@@ -88,12 +89,12 @@ def make(config: Config, models: Models) -> Objective:
             return errors, scores.argmax(-1) == wanted
 
         learned = probed.choose(weight[..., 0], where, config.num_places)
-        arrays = (hidden, scored.column[wanted])
-        weight = probed.taken(weight, learned)
-        errors, hits = losses.over_tokens(per_token, *(probed.taken(x, learned) for x in arrays))
-        rates = losses.per_head(hits, weight)
-        metrics = {f"accuracy.{k}": rate for k, rate in enumerate(rates)}
-        return combine(losses.per_head(errors, weight), config.decay), metrics
+        states, column = (ops.taken(x, learned) for x in (hidden, scored.column[wanted]))
+        share = losses.shares(ops.taken(weight, learned))
+        counts = share * decays(shape.num_heads, config.decay)
+        value, hits = losses.summed(per_token, params, states, column, counts)
+        rates = (hits * share).sum((0, 1))
+        return value, {f"accuracy.{k}": rate for k, rate in enumerate(rates)}
 
     return Objective(init=init, loss=loss, export=heads_only, features=said)
 
@@ -126,4 +127,9 @@ def fitted(
 
 def combine(errors: Float[Array, "H"], decay: float) -> Float[Array, ""]:
     """The weighted sum of the heads' errors."""
-    return (errors * decay ** jnp.arange(1, len(errors) + 1)).sum()
+    return (errors * decays(len(errors), decay)).sum()
+
+
+def decays(num_heads: int, decay: float) -> Float[Array, "H"]:
+    """Weights of the heads."""
+    return decay ** jnp.arange(1, num_heads + 1)
