@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Target
 from jaxdecode.training import losses
 from jaxdecode.training.objective import Batch, program
@@ -31,6 +32,15 @@ def shift(rows: Float[Array, "B T *D"], offset: int) -> Float[Array, "B T *D"]:
     """The row `offset` places after each; zeros past the end."""
     pad = [(0, 0), (0, offset), *[(0, 0)] * (rows.ndim - 2)]
     return jnp.pad(rows[:, offset:], pad)
+
+
+def ahead_of(
+    rows: Float[Array, "B T *D"], places: Int[Array, "B P"], offset: int
+) -> Float[Array, "B P *D"]:
+    """What `shift` has at these places."""
+    there = places + offset < rows.shape[1]
+    found = ops.taken(rows, jnp.where(there, places + offset, 0))
+    return jnp.where(there.reshape(*there.shape, *[1] * (rows.ndim - 2)), found, 0)
 
 
 def disturbed(key: Array, rows: Float[Array, "B T D"], width: float) -> Float[Array, "B T D"]:

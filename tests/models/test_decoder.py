@@ -31,6 +31,22 @@ def test_stacked_layers_decode_like_a_list_of_layers(name):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), first, second)
 
 
+@pytest.mark.parametrize("tapped", [(), ("layer.0",), ("layer.0", "layer.1")])
+def test_a_scan_that_ends_where_layers_are_tapped_gives_the_rows_of_all(tapped):
+    lm = toys.model()
+    stacked = {**lm.params, "layers": decoder.stack(lm.params["layers"])}
+    tokens = jnp.asarray([[5, 6, 7, 8]])
+    mask = masks.MaskProgram(
+        cached=jnp.zeros(1, jnp.int32),
+        positions=jnp.arange(4)[None],
+        num_new=jnp.asarray([4], jnp.int32),
+    )
+    one, other = (lm.target.forward(p, tokens, mask, None, tapped) for p in (lm.params, stacked))
+    for rows, together in zip(one.rows, other.rows, strict=True):
+        np.testing.assert_allclose(jnp.stack(rows), together, atol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one.taps, other.taps)
+
+
 def test_where_a_layer_is_summed_changes_nothing(monkeypatch):
     lm = toys.model()
     stacked = {**lm.params, "layers": decoder.stack(lm.params["layers"])}

@@ -188,6 +188,25 @@ def test_a_kernel_counts_its_estimate_at_most_its_operands():
     assert parts(target="other", cost=1)["custom-call"] == 2 * whole
 
 
+def test_attributes_may_go_over_several_lines():
+    """As those of JAX's own kernels do, one of them with what ends a computation elsewhere."""
+    account = count(
+        """HloModule m
+
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %kernel = f32[8,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", attributes={about={
+"sizes":"128"
+}}, metadata={op_name="jit(f)/kernel"}
+  ROOT %copied = f32[8,128]{1,0} copy(%kernel)
+}
+"""  # noqa: E501
+    )
+    moved = {move.opcode: (move.bytes, move.source) for move in account.moves}
+    whole = 2 * 4 * 8 * 128
+    assert moved == {"custom-call": (whole, "jit(f)/kernel"), "copy": (whole, "")}
+
+
 # How TPU writes a reduce-scatter.
 SCATTER = """HloModule m
 

@@ -146,7 +146,7 @@ def unrolled(
     mixed, own = attend(start, batch.positions, features.shift(spoken, 1), (), places)
     above, made = [own], [layer.after(params, ops.taken(start, places) + mixed)]
     for j in range(1, num_passes):
-        beside = ops.taken(features.shift(spoken, j + 1), places)
+        beside = features.ahead_of(spoken, places, j + 1)
         mixed, own = attend(made[-1], where + j, beside, above)
         above.append(own)
         made.append(layer.after(params, made[-1] + mixed))
