@@ -4,6 +4,8 @@ XLA writes the scores of a text to memory, in places for lack of a form that it 
 stay on the chip, and are computed again for the gradient. Tiles that causality hides cost nothing.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -62,5 +64,5 @@ def attention(
     )
     same = None if segments is None else splash.SegmentIds(segments, segments)
     flat = query.reshape(batch, heads, length, width).astype(key.dtype)
-    mixed = jax.vmap(run)(flat, jnp.swapaxes(key, 2, 3), value, same)
+    mixed: Any = jax.vmap(run)(flat, jnp.swapaxes(key, 2, 3), value, same)
     return mixed.reshape(query.shape).astype(query.dtype)

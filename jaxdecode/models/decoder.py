@@ -270,7 +270,7 @@ def _run_scan(config, block, layers, x, mask, cached, span, tapped, acts):
     ends = sorted({*(i + 1 for i in tapped), span.stop})
     for first, last in itertools.pairwise([span.start, *ends]):
         carry, rows = _scan_some(run, carry, each, first - span.start, last - span.start)
-        x = carry[0] if carry[1] is None else sum(carry)
+        x = carry[0] if carry[1] is None else carry[0] + carry[1]
         pieces.append(rows)
         if last - 1 in tapped:
             taps[last - 1] = x

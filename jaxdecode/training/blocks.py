@@ -46,7 +46,7 @@ def lay(batch: Batch, key: Array, *, block: int, num_places: int | None) -> Laid
     wanted, weight = (jnp.stack(arrays, -1) for arrays in zip(*ahead_of, strict=True))
     places = probed.choose(weight[..., 0], key, num_places)
 
-    where = ops.taken(batch.positions)[..., None] + jnp.arange(block, dtype=jnp.int32)
+    where = ops.taken(batch.positions, places)[..., None] + jnp.arange(block, dtype=jnp.int32)
     positions = jnp.concatenate([batch.positions, where.reshape(num_rows, -1)], axis=1)
     return Laid(
         program=MaskProgram(
@@ -57,8 +57,8 @@ def lay(batch: Batch, key: Array, *, block: int, num_places: int | None) -> Laid
             rule="tree",
         ),
         places=places,
-        wanted=ops.taken(wanted),
-        weight=ops.taken(weight),
+        wanted=ops.taken(wanted, places),
+        weight=ops.taken(weight, places),
     )
 
 
