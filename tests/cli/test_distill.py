@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdecode import api, many
-from jaxdecode.cli import output
+from jaxdecode.cli import bars, output
 from jaxdecode.training.data import Data, open_data
 from tests.training import runs
 
@@ -160,15 +160,15 @@ def test_nothing_held_out_is_said(distill, tmp_path):
 
 def test_the_time_left_is_honest(monkeypatch):
     """Rows of different length, as places in the batch get free: right once a tenth is there."""
-    now, bars, real = [0.0], [], output._bar
+    now, made = [0.0], []
 
-    def bar(*columns, **options):
-        made = real(*columns, **options)
-        made.start = made.stop = lambda: None
-        bars.append(made)
-        return made
+    class Bar(bars.Bar):
+        def __init__(self, *columns, **options):
+            super().__init__(*columns, **options)
+            self.start = self.stop = lambda: None
+            made.append(self)
 
-    monkeypatch.setattr(output, "_bar", bar)
+    monkeypatch.setattr(bars, "Bar", Bar)
     monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
     rng = np.random.default_rng(0)
     seconds, total = rng.uniform(2, 16, 400), 400
@@ -182,14 +182,14 @@ def test_the_time_left_is_honest(monkeypatch):
         for number, end in enumerate(sorted(ends), 1):
             now[0] = end
             tick(10)
-            told = bars[0].tasks[0].fields["left"]
+            told = made[0].tasks[0].fields["left"]
             if number < 4:
                 assert told == "-:--:--"
             elif number >= total / 10:
                 hours, minutes, left = map(int, told.split(":"))
                 left += 60 * (minutes + 60 * hours)
                 assert left == pytest.approx(max(ends) - end, rel=0.15, abs=12)
-    assert bars[0].finished
+    assert made[0].finished
 
 
 def test_a_model_that_fills_slots_answers_block_by_block(cli, jsonl, tmp_path):

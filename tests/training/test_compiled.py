@@ -68,8 +68,8 @@ def test_eagle3_for_an_8b_target(topology, mesh, batch, hbm, wire):
             # One for each chunk of places.
             ("losses", "all-reduce", model): 8,
             ("parameters", "all-gather", data): 6,
-            # The target's rows of the draft vocabulary, to where the heads have theirs; their sum over
-            # the target's parts is joined with one of the heads'.
+            # The target's rows of the draft vocabulary, to where the heads have theirs; their sum
+            # over the target's parts is joined with one of the heads'.
             ("parameters", "collective-permute", 2): 1,
         }
     )
