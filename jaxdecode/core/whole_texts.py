@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 
 # Sides of a tile of scores, best first. Longer tiles of queries read keys less often.
 _TILES = (1024, 512, 256, 128)
+# Most keys of a tile.
+_KEYS = 512
 
 
 def tile_of(length: int) -> int | None:
@@ -42,15 +44,15 @@ def attention(
     batch, kv_heads, group, length, width = query.shape
     heads, tile = kv_heads * group, tile_of(length)
     assert tile is not None
-    half = min(tile, 512)
+    keys = min(tile, _KEYS)
     sizes = splash.BlockSizes(
         block_q=tile,
-        block_kv=half,
-        block_q_dkv=half,
-        block_kv_dkv=half,
-        block_kv_dkv_compute=half,
+        block_kv=keys,
+        block_q_dkv=keys,
+        block_kv_dkv=keys,
+        block_kv_dkv_compute=keys,
         block_q_dq=tile,
-        block_kv_dq=half,
+        block_kv_dq=keys,
         # Keys lie as the products around the kernel have them.
         k_layout=kernel.QKVLayout.SEQ_MINOR,
     )

@@ -21,16 +21,18 @@ pytestmark = [
 LAYERS, PASSES = 32, 7
 SETTINGS = {"num_passes": PASSES, "num_places": 512}
 MEGABYTE = 2**20
+# Bytes that are sent beyond the floor, which gets smaller with the work; these do not.
+EXCESS = 0.48e9
 
 
 @pytest.mark.parametrize(
-    ("topology", "mesh", "batch", "hbm", "wire"),
+    ("topology", "mesh", "batch", "hbm"),
     [
-        ("v5e:4x4", "data=4,model=4", 16, 1.1, 1.07),
-        ("v5p:4x4x4", "data=16,model=4", 64, 1.8, 1.07),
+        ("v5e:4x4", "data=4,model=4", 16, 1.1),
+        ("v5p:4x4x4", "data=16,model=4", 64, 1.8),
     ],
 )
-def test_eagle3_for_an_8b_target(topology, mesh, batch, hbm, wire):
+def test_eagle3_for_an_8b_target(topology, mesh, batch, hbm):
     found = hardware.parse(topology)
     devices = meshes.make(mesh, hardware.devices(found))
     target = catalog.model_shape("llama3-8b")
@@ -49,7 +51,9 @@ def test_eagle3_for_an_8b_target(topology, mesh, batch, hbm, wire):
     for kind in floor.KINDS:
         print(topology, kind, *(f"{x / 1e9:.2f}" for x in (*least[kind], *moved[kind])))
     assert sum(part.hbm for part in moved.values()) < hbm * sum(p.hbm for p in least.values())
-    assert sum(part.wire for part in moved.values()) < wire * sum(p.wire for p in least.values())
+    sent, must = (sum(part.wire for part in parts.values()) for parts in (moved, least))
+    # The gradient of the losses in float32, the rows of the draft vocabulary, that of a norm.
+    assert sent - must < EXCESS
 
     counts = collections.Counter()
     for one in program.traffic.collectives:
