@@ -18,7 +18,7 @@ from jaxdecode.convert.source import cast
 from jaxdecode.convert.tokenizer import Tokenizer
 from jaxdecode.core import attention as backends
 from jaxdecode.core.attention import Backend
-from jaxdecode.core.protocols import Model, Target
+from jaxdecode.core.protocols import Model, Target, Weights
 from jaxdecode.dist import axes, place, rules
 from jaxdecode.dist import mesh as meshes
 from jaxdecode.errors import InputError
@@ -41,6 +41,8 @@ class LanguageModel:
         kv_dtype: dtype of keys and values. float32 on CPU, where 16-bit attention takes a slow
             path; `dtype` elsewhere.
         mesh: devices it is split over; None for one device.
+        prepared: what methods made of its parameters once (`Drafter.prepare`), by method and
+            options.
     """
 
     name: str
@@ -52,6 +54,9 @@ class LanguageModel:
     dtype: Any
     kv_dtype: Any
     mesh: Mesh | None = None
+    prepared: dict[resolve.Choice, Weights] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def bound(self) -> Model:

@@ -280,9 +280,10 @@ def method(lm: api.LanguageModel, name: str, **asked):
 
 def engine(lm: api.LanguageModel, chosen, params=None, kv_dtype=None) -> engines.Engine:
     """What runs a method on a model."""
-    return engines.Engine(
-        model=_bound(lm, kv_dtype), method=chosen, weights=Weights(target=params or lm.params)
-    )
+    weights, prepare = Weights(target=params or lm.params), chosen.drafter.prepare
+    if prepare is not None:
+        weights = prepare(weights)
+    return engines.Engine(model=_bound(lm, kv_dtype), method=chosen, weights=weights)
 
 
 def request(lm: api.LanguageModel, chosen: options.Options, prompts, batch: int = 4):

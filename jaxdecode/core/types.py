@@ -289,8 +289,10 @@ class Candidates:
     Attributes:
         tokens: its draw.
         logprob: log-probability of that token under the target, before the warp.
-        scores: the target's scores, the mask token's at -inf.
+        scores: the target's scores, the mask token's at -inf; of several texts, those of the last
+            that was reached.
         picked: slots that a verifier which takes whole steps has decided on; None from others.
+        last: the slot of the last of these steps, whose token the scores do not know of yet.
         after: the row of the window after which each token belongs in the text, of methods whose
             slots are not the places of a text; None from others.
     """
@@ -299,6 +301,7 @@ class Candidates:
     logprob: Float[Array, "B W"]
     scores: Float[Array, "B W V"]
     picked: Bool[Array, "B W"] | None = None
+    last: Int[Array, "B"] | None = None
     after: Int[Array, "B W"] | None = None
 
 

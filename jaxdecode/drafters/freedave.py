@@ -7,26 +7,33 @@ them, the step after it is known as well, and so on (`verifiers.nested`). The ta
 often right about the tokens and not about their order, so with `num_choices` w a step may fill any
 of the w likeliest guesses that are left: texts are all sets of d guesses among the first d + w - 1.
 
+Guesses that were wanted before the last token was decided do not know of it, nor of each other.
+With `reach` they do: each is what the sampler would do next if its scores were those of before plus
+what the tokens filled in since add to the slots beside them, by a table of pairs that the model was
+asked for once (`sampling.pairs`).
+
 Exactness: L0 against `llada` with the same blocks and reuse: every step that is taken is a step of
 it, only several per pass. In the first pass on a block, which renews keys and values, nothing is
 tried.
 Cost: a pass takes in the window once more for each text that is tried (`sets`); with reuse "prefix"
-as many times the text.
-Source: arXiv:2510.00294, whose texts are those of one choice. There the first text is committed
-before the pass and its step after it; here both are in the same pass, so that a pass takes at least
-one step.
+as many times the text. The table takes a pass over `4 * reach + 1` slots per token of the
+vocabulary, once per loaded model.
+Source: arXiv:2510.00294, whose texts are those of one choice, without a table. There the first text
+is committed before the pass and its step after it; here both are in the same pass, so that a pass
+takes at least one step.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxdecode import checks
 from jaxdecode.core.masks import MaskProgram
@@ -34,29 +41,40 @@ from jaxdecode.core.protocols import Drafter, Models, TargetOutput, Weights
 from jaxdecode.core.types import Candidates, Canvas, Nested, Request, Window, pytree
 from jaxdecode.drafters import denoise
 from jaxdecode.errors import InputError
-from jaxdecode.sampling import confidence
+from jaxdecode.sampling import confidence, pairs
+from jaxdecode.trees import walk
+from jaxdecode.verifiers import denoise as verify
 
 # Texts in one pass, besides the text as it is.
 MAX_TEXTS = 255
+# Largest vocabulary whose pairs are asked for where nothing is said of them.
+MAX_AUTO = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(denoise.Config):
-    """Options: those of `denoise`, and two more.
+    """Options: those of `denoise`, and three more.
 
     Attributes:
         num_draft: steps that are tried besides the next one.
         num_choices: guesses that each of them may be.
+        reach: slots on each side of a token for which guesses know of it; 0: none. "auto" is 2 for
+            vocabularies of at most 2,048 tokens, where the table takes no time, and 0 for others.
     """
 
     num_draft: int = 3
     num_choices: int = 1
+    reach: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, by name."""
         super().__post_init__()
         checks.integer("num_draft", self.num_draft, low=0, high=63)
         checks.integer("num_choices", self.num_choices, low=1, high=63)
+        if isinstance(self.reach, str) and self.reach != "auto":
+            raise InputError(f'reach={self.reach!r} is not known; use "auto" or a number of slots.')
+        if self.reach != "auto":
+            checks.integer("reach", self.reach, low=0, high=16)
         num_texts = math.comb(self.num_draft + self.num_choices, self.num_choices) - 1
         if num_texts > MAX_TEXTS:
             raise InputError(
@@ -67,22 +85,47 @@ class Config(denoise.Config):
 
 @pytree
 class State:
-    """Where a row is, and what its target last wanted in the slots of the block."""
+    """Where a row is, and the guesses of its next steps.
+
+    Attributes:
+        place: where it is.
+        slot: the slot of the block that each of R guesses fills, -1 where there is none.
+        token: with what.
+    """
 
     place: denoise.State
-    tokens: Int[Array, "B W"]
-    logprob: Float[Array, "B W"]
+    slot: Int[Array, "B R"]
+    token: Int[Array, "B R"]
 
 
 def make(config: Config, models: Models) -> Drafter:
     """The drafter; errors as of `denoise.make`."""
     plan, base = denoise.plan_of(config, models), denoise.make(config, models)
+    texts, reach = sets(config), _reach(config, models)
+    ahead, prepare = _by_rank, None
+    if reach and texts.size:
+        ahead, prepare = _in_turn, functools.partial(_prepare, models, reach)
     return base._replace(
-        init=functools.partial(_init, base, plan),
-        propose=functools.partial(_propose, base, plan, sets(config)),
+        prepare=prepare,
+        init=functools.partial(_init, base, texts.shape[1]),
+        propose=functools.partial(_propose, base, plan, texts),
         score=functools.partial(_score, models),
-        update=functools.partial(_update, base),
+        update=functools.partial(_update, base, ahead),
     )
+
+
+def _reach(config: Config, models: Models) -> int:
+    if config.reach != "auto":
+        return config.reach
+    return 2 if models.target.config.vocab_size <= MAX_AUTO else 0
+
+
+def _prepare(models: Models, reach: int, weights: Weights) -> Weights:
+    """The weights with the table of pairs."""
+    model = models.target
+    size, how = model.config.vocab_size, model.config.denoiser
+    table = pairs.asked(weights.target, target=model.target, denoiser=how, size=size, reach=reach)
+    return weights._replace(drafter=table)
 
 
 def sets(config: Config) -> Bool[np.ndarray, "J R"]:
@@ -98,19 +141,18 @@ def sets(config: Config) -> Bool[np.ndarray, "J R"]:
 
 def _init(
     base: Drafter,
-    plan: denoise.Plan,
+    num_guesses: int,
     weights: Weights,
     request: Request,
     canvas: Canvas,
     view: Any,
     memory: Any,
 ) -> State:
-    batch, num_slots = canvas.tokens.shape
-    shape = (batch, plan.block or num_slots)
+    shape = (canvas.tokens.shape[0], num_guesses)
     return State(
         place=base.init(weights, request, canvas, view, memory),
-        tokens=jnp.zeros(shape, jnp.int32),
-        logprob=jnp.zeros(shape, jnp.float32),
+        slot=jnp.full(shape, -1, jnp.int32),
+        token=jnp.zeros(shape, jnp.int32),
     )
 
 
@@ -126,24 +168,22 @@ def _propose(
 ) -> tuple[Window, State]:
     window, place = base.propose(weights, state.place, request, canvas, view)
     num_slots = canvas.tokens.shape[1]
-    num_texts, num_guesses = texts.shape
+    num_texts = len(texts)
     # Guesses exist from the second step on a block; the last slot is left to the text as it is.
     left = window.open.sum(-1, dtype=jnp.int32)[:, None]
-    valid = (texts.sum(-1) < left) & (window.step > 0)[:, None]
-    valid &= (texts * np.arange(1, num_guesses + 1)).max(-1, initial=0) <= left
-    # By probability as `llada` has it: of log-probabilities, more are different.
-    rank = confidence.rank(jnp.exp(state.logprob), window.open)
-    guessed = rank[:, None] == np.arange(num_guesses)[:, None]
-    slot = jnp.where(guessed.any(-1), jnp.argmax(guessed, axis=-1), -1).astype(jnp.int32)
+    at = jnp.arange(window.open.shape[1]) == state.slot[..., None]
+    exists = (at & window.open[:, None]).any(-1) & (window.step > 0)[:, None]
+    valid = (texts.sum(-1) < left) & (exists[:, None] | ~texts).all(-1)
+    filled = (at[:, None] & texts[:, :, None]).any(2)
+    tokens = jnp.where(at, state.token[..., None], 0).sum(1)
     # Every text has rows of its own for all that a step takes in.
     whole = plan.reuse in ("none", "prefix")
     width = num_slots if whole else plan.block + plan.shift
-    filled = window.open[:, None] & (texts[:, :, None] & guessed[:, None]).any(2)
     nested = Nested(
-        tokens=_texts(window, state.tokens, filled, width),
+        tokens=_texts(window, tokens, filled, width),
         guesses=jnp.broadcast_to(texts, (len(left), *texts.shape)),
-        slot=slot,
-        token=jnp.take_along_axis(state.tokens, jnp.maximum(slot, 0), axis=1),
+        slot=state.slot,
+        token=state.token,
         valid=valid,
     )
     # Texts that are tried stand before the text as it is, whose rows vary in number.
@@ -218,6 +258,7 @@ def beside(program: MaskProgram, window: Window) -> MaskProgram:
 
 def _update(
     base: Drafter,
+    ahead: Callable[..., tuple[Array, Array]],
     weights: Weights,
     state: State,
     request: Request,
@@ -229,9 +270,48 @@ def _update(
     place = base.update(weights, state.place, request, canvas, proposal, verdict, output)
     assert verdict.picked is not None
     # As many steps of `denoise` as slots were decided: noise is keyed by their number.
-    calls = state.place.calls + verdict.picked.sum(-1, dtype=jnp.int32)
-    return State(
-        place=dataclasses.replace(place, calls=calls),
-        tokens=verdict.tokens,
-        logprob=verdict.logprob,
+    calls = verdict.picked.sum(-1, dtype=jnp.int32)
+    later = dataclasses.replace(
+        proposal, open=proposal.open & ~verdict.picked, calls=proposal.calls + calls
     )
+    slot, token = ahead(state.slot.shape[1], weights, request, canvas, later, verdict)
+    place = dataclasses.replace(place, calls=state.place.calls + calls)
+    return State(place=place, slot=slot, token=token)
+
+
+def _by_rank(
+    num_guesses: int, weights: Any, request: Any, canvas: Any, window: Window, verdict: Candidates
+) -> tuple[Int[Array, "B R"], Int[Array, "B R"]]:
+    """Slots in the order of the last pass, with the tokens that it wanted there."""
+    del weights, request, canvas
+    # By probability as `llada` has it: of log-probabilities, more are different.
+    rank = confidence.rank(jnp.exp(verdict.logprob), window.open)
+    at = (rank[:, None] == jnp.arange(num_guesses)[:, None]) & window.open[:, None]
+    slot = jnp.argmax(at, axis=-1).astype(jnp.int32)
+    token = jnp.take_along_axis(verdict.tokens, slot, axis=1)
+    return jnp.where(at.any(-1), slot, -1), token
+
+
+def _in_turn(
+    num_guesses: int,
+    weights: Weights,
+    request: Request,
+    canvas: Canvas,
+    window: Window,
+    verdict: Candidates,
+) -> tuple[Int[Array, "B R"], Int[Array, "B R"]]:
+    """Steps of the plain sampler, its scores told of each new token by the table alone."""
+    assert verdict.last is not None
+    fill = functools.partial(pairs.added, weights.drafter)
+    row = jnp.arange(len(verdict.last))
+    scores = fill(verdict.scores, verdict.last, verdict.tokens[row, verdict.last])
+    open, slots, tokens = window.open, [], []
+    for number in range(num_guesses):
+        text = dataclasses.replace(window, calls=window.calls + number)
+        wanted = walk.by_row(verify.candidates, request, canvas, text, scores)
+        slot = jnp.argmax(jnp.where(open, jnp.exp(wanted.logprob), -1.0), axis=-1)
+        slots.append(jnp.where(open.any(-1), slot, -1).astype(jnp.int32))
+        tokens.append(wanted.tokens[row, slot])
+        open &= jnp.arange(open.shape[1]) != slot[:, None]
+        scores = fill(scores, slot, tokens[-1])
+    return jnp.stack(slots, 1), jnp.stack(tokens, 1)

@@ -22,9 +22,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.api import LanguageModel
-from jaxdecode.core.masks import MaskProgram
 from jaxdecode.core.protocols import Target
 from jaxdecode.errors import InputError
+from jaxdecode.models import filled
 from jaxdecode.models.config import Denoiser
 
 # Texts per forward pass.
@@ -133,37 +133,6 @@ def _cost(
     denoiser: Denoiser,
 ) -> Float[Array, "B"]:
     """Summed cost of the masked tokens, in nats."""
-    law = slot_laws(params, tokens, length, masked, target=target, denoiser=denoiser)
+    law = filled.laws(params, tokens, length, masked, target=target, denoiser=denoiser)
     logprob = jnp.take_along_axis(law, tokens[..., None], 2)[..., 0]
     return -jnp.where(masked, logprob, 0.0).sum(1)
-
-
-def slot_laws(
-    params: object,
-    tokens: Int[Array, "B T"],
-    length: Int[Array, "B"],
-    masked: Bool[Array, "B T"],
-    *,
-    target: Target,
-    denoiser: Denoiser,
-) -> Float[Array, "B T V"]:
-    """Log-probabilities of every slot, from a pass over texts with some slots masked."""
-    entering = jnp.where(masked, denoiser.mask_token, tokens)
-    program = seen_whole(denoiser, length, tokens.shape[1])
-    hidden = target.forward(params, entering, program, None).hidden
-    if denoiser.shifted:
-        hidden = jnp.roll(hidden, 1, axis=1)
-    scores = target.logits(params, hidden).at[..., denoiser.mask_token].set(-jnp.inf)
-    return jax.nn.log_softmax(scores)
-
-
-def seen_whole(denoiser: Denoiser, length: Int[Array, "B"], width: int) -> MaskProgram:
-    """Mask of a pass over whole texts, as the model sees them."""
-    batch = length.shape[0]
-    return MaskProgram(
-        cached=jnp.zeros(batch, jnp.int32),
-        positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (batch, width)),
-        num_new=length,
-        rule="block_causal" if denoiser.block else "bidirectional",
-        block=denoiser.block,
-    )

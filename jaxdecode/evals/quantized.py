@@ -23,7 +23,7 @@ from jaxdecode.errors import InputError
 from jaxdecode.evals import elbo, lists, quantize, suites
 from jaxdecode.evals.quantize import Setting
 from jaxdecode.evals.suites import Trial
-from jaxdecode.models import observe
+from jaxdecode.models import filled, observe
 from jaxdecode.models.config import Denoiser
 from jaxdecode.results import Generation
 
@@ -76,7 +76,7 @@ def calibrate(
     undecided = []
     for tokens, length, masked in _masked(texts, shares, rng):
         rows = jnp.where(masked, denoiser.mask_token, tokens)
-        program = elbo.seen_whole(denoiser, jnp.asarray(length), tokens.shape[1])
+        program = filled.program(denoiser, jnp.asarray(length), tokens.shape[1])
         found = observe.product_inputs(lm.target, lm.params, rows, program)
         real = np.arange(tokens.shape[1]) < length[:, None]
         # Rows that only fill up the batch are not texts.
@@ -297,7 +297,7 @@ def _against(own: Generation, out: Generation) -> dict[str, Any]:
     }
 
 
-_laws = jax.jit(elbo.slot_laws, static_argnames=("target", "denoiser"))
+_laws = jax.jit(filled.laws, static_argnames=("target", "denoiser"))
 
 
 @jax.jit

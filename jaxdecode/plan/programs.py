@@ -101,8 +101,17 @@ def compile_method(made: Setup, name: str, options: Mapping[str, Any]) -> Progra
     """
     _, choice = resolve.split(name, options)
     check_method(name)
-    method, weights = resolve.weights_of(choice, Models(model(made)), params(made), None)
-    return _compile_loop(made, f"step of {name}", method, weights)
+    resolve.check_model(name, made.config)
+    method = resolve.method_of(choice, Models(model(made)))
+    return _compile_loop(made, f"step of {name}", method, weights_of(made, method))
+
+
+def weights_of(made: Setup, method: Method) -> Weights:
+    """Shapes of all parameters of a method that needs no other model, as its drafter reads them."""
+    weights, prepare = Weights(target=params(made)), method.drafter.prepare
+    if prepare is None:
+        return weights
+    return weights._replace(drafter=jax.eval_shape(prepare, weights).drafter)
 
 
 def compile_pass(made: Setup, method: Method, width: int) -> Program:
@@ -114,13 +123,14 @@ def compile_pass(made: Setup, method: Method, width: int) -> Program:
         return loop.narrow(window, width), state
 
     drafter = method.drafter._replace(propose=narrow, widths=())
-    weights = Weights(target=params(made))
-    return _compile_loop(made, f"{width} rows", method._replace(drafter=drafter), weights)
+    return _compile_loop(
+        made, f"{width} rows", method._replace(drafter=drafter), weights_of(made, method)
+    )
 
 
 def num_scored(made: Setup, method: Method) -> int:
     """Slots whose scores a step of a method that fills slots computes."""
-    weights = Weights(target=params(made))
+    weights = weights_of(made, method)
     request, state = _decoding(made, method, weights)
     view = method.cache.read(state.cache)
     propose = method.drafter.propose

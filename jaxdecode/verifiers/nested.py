@@ -11,6 +11,7 @@ Source: arXiv:2510.00294.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +60,15 @@ def _verify(
         wanted.append(walk.by_row(denoise.candidates, request, canvas, text, logits[:, number]))
     tokens = jnp.stack([each.tokens for each in wanted], axis=1)
     logprob = jnp.stack([each.logprob for each in wanted], axis=1)
-    walked = functools.partial(_walk, reached)
-    tokens, logprob, picked = jax.vmap(walked)(proposal.open, proposal.nested, tokens, logprob)
+    walked = jax.vmap(functools.partial(_walk, reached))
+    found = walked(proposal.open, proposal.nested, tokens, logprob)
+    scores = jnp.take_along_axis(logits, found.text[:, None, None, None], axis=1)[:, 0]
     return Candidates(
-        tokens=tokens, logprob=logprob, scores=wanted[0].scores, picked=picked & proposal.open
+        tokens=found.tokens,
+        logprob=found.logprob,
+        scores=scores.at[..., proposal.mask_token].set(-jnp.inf),
+        picked=found.picked & proposal.open,
+        last=found.last,
     )
 
 
@@ -74,27 +80,48 @@ def _reached(
     return nested.valid & new.any() & (nested.guesses == (have | new)).all(-1)
 
 
+class Walk(NamedTuple):
+    """How far a row has come, by its texts; of all rows with a leading axis.
+
+    Attributes:
+        tokens: of all slots, those that are decided with their own step's.
+        logprob: likewise.
+        picked: slots that are decided.
+        text: the last text that was reached; 0 is the text as it is.
+        last: the slot that its step decides.
+    """
+
+    tokens: Int[Array, "W"]
+    logprob: Float[Array, "W"]
+    picked: Bool[Array, "W"]
+    text: Int[Array, ""]
+    last: Int[Array, ""]
+
+
 def _walk(
     reached,
     open: Bool[Array, "W"],
     nested: Nested,
     tokens: Int[Array, "K W"],
     logprob: Float[Array, "K W"],
-) -> tuple[Int[Array, "W"], Float[Array, "W"], Bool[Array, "W"]]:
-    """Tokens of all slots, those that are decided with their own step's."""
+) -> Walk:
+    """The steps of one row."""
     num_guesses = nested.guesses.shape[-1]
     alive, picked, at = jnp.bool_(True), jnp.zeros_like(open), jnp.int32(0)
-    have = jnp.zeros(num_guesses, bool)
+    have, last = jnp.zeros(num_guesses, bool), jnp.int32(0)
     found = tokens[0], logprob[0]
     for _ in range(num_guesses + 1):
         left = open & ~picked
-        slot = jnp.argmax(jnp.where(left, jnp.exp(logprob[at]), -jnp.inf))
+        slot = jnp.argmax(jnp.where(left, jnp.exp(logprob[at]), -jnp.inf)).astype(jnp.int32)
+        last = jnp.where(alive, slot, last)
         # What is still undecided is told by the last text that was reached.
         fresh = alive & ~picked
         found = jnp.where(fresh, tokens[at], found[0]), jnp.where(fresh, logprob[at], found[1])
         picked |= (jnp.arange(len(open)) == slot) & left & alive
         if num_guesses:
             next_text = reached(nested, have, slot, tokens[at, slot])
-            which = jnp.argmax(next_text)
-            alive, at, have = alive & next_text.any(), which + 1, nested.guesses[which]
-    return *found, picked
+            which = jnp.argmax(next_text).astype(jnp.int32)
+            alive &= next_text.any()
+            at = jnp.where(alive, which + 1, at)
+            have = nested.guesses[which]
+    return Walk(*found, picked, at, last)

@@ -7,6 +7,7 @@ import jaxdecode as jd
 from jaxdecode.drafters import freedave
 from jaxdecode.errors import InputError
 from jaxdecode.evals import exactness_fill
+from jaxdecode.sampling import pairs
 from jaxdecode.verifiers import nested
 from tests import toys
 
@@ -76,6 +77,35 @@ def test_choices_take_steps_in_other_orders(parts, options, law):
     plain, two = check(parts, options | law, rows, num_choices=2)
     assert all(a <= b for a, b in zip(two, plain, strict=True))
     assert law or sum(two) < sum(one)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 4])
+@pytest.mark.parametrize(("parts", "options", "law"), [CASES[1], CASES[3]])
+def test_tokens_do_not_depend_on_who_guesses(parts, options, law, reach):
+    """Guesses as the last pass left them, or told of each other by more or fewer slots."""
+    check(parts, options | law, prompts(8, seed=3), reach=reach, num_choices=2)
+
+
+def test_pairs_are_asked_for_once_and_only_of_small_vocabularies(monkeypatch):
+    times = []
+    asked = pairs.asked
+    monkeypatch.setattr(pairs, "asked", lambda *a, **k: times.append(k["reach"]) or asked(*a, **k))
+    lm = toys.denoiser()
+    for _ in range(2):
+        jd.generate(lm, prompts(2), method="freedave", max_new_tokens=8)
+    assert times == [2]
+    # Options of its own, so that no bundle of the small vocabulary is reused.
+    monkeypatch.setattr(freedave, "MAX_AUTO", lm.config.vocab_size - 1)
+    jd.generate(lm, prompts(2), method="freedave", max_new_tokens=8, num_draft=2)
+    assert times == [2]
+    jd.generate(lm, prompts(2), method="freedave", max_new_tokens=8, num_draft=2, reach=1)
+    assert times == [2, 1]
+
+
+@pytest.mark.parametrize("reach", [-1, 17, "all"])
+def test_a_reach_out_of_range_is_refused(reach):
+    with pytest.raises(InputError, match=f"reach={reach!r}"):
+        freedave.Config(reach=reach)
 
 
 def test_sets_are_those_that_a_walk_with_choices_passes():

@@ -38,10 +38,13 @@ def nest(slot, token, valid, guesses) -> Nested:
 )
 def test_steps_of_a_chain_by_hand(slot, token, valid, picked, tokens):
     tried = nest(slot, token, valid, guesses=[[1, 0], [1, 1]])
-    ours, logprob, chosen = nested._walk(nested._reached, OPEN, tried, TOKENS, LOGPROB)
-    assert np.flatnonzero(chosen).tolist() == picked
-    assert ours[:3].tolist() == tokens
-    assert logprob.shape == (4,)
+    found = nested._walk(nested._reached, OPEN, tried, TOKENS, LOGPROB)
+    assert np.flatnonzero(found.picked).tolist() == picked
+    assert found.tokens[:3].tolist() == tokens
+    assert found.logprob.shape == (4,)
+    # Every text that was reached has one step more.
+    assert found.text == len(picked) - 1
+    assert found.last == {1: 1, 2: 2, 3: 0}[len(picked)]
 
 
 @pytest.mark.parametrize(
@@ -61,14 +64,14 @@ def test_steps_of_sets_by_hand(slot, token, valid, picked, tokens):
     sure = jnp.concatenate([LOGPROB, jnp.zeros((1, 4))])
     # The text of rank 1 wants slot 2 with token 2.
     sure = sure.at[2, 0].set(-1.0)
-    ours, _, chosen = nested._walk(nested._reached, OPEN, tried, wanted, sure)
-    assert np.flatnonzero(chosen).tolist() == picked
-    assert ours[:3].tolist() == tokens
+    found = nested._walk(nested._reached, OPEN, tried, wanted, sure)
+    assert np.flatnonzero(found.picked).tolist() == picked
+    assert found.tokens[:3].tolist() == tokens
 
 
 def test_slots_of_equal_probability_come_in_their_order():
     """As in `llada`, which compares probabilities: those of -1e-9 and 0 are both 1."""
     none = nest([0], [0], [False], guesses=[[1]])
     sure = jnp.array([[-1.0, -1e-9, 0.0, 0.0]] * 2)
-    chosen = nested._walk(nested._reached, OPEN, none, TOKENS[:2], sure)[2]
-    assert np.flatnonzero(chosen).tolist() == [1]
+    found = nested._walk(nested._reached, OPEN, none, TOKENS[:2], sure)
+    assert np.flatnonzero(found.picked).tolist() == [1]

@@ -1,0 +1,49 @@
+"""FreeDave on a model of characters, trained on the project's own documentation."""
+
+import pytest
+
+import jaxdecode as jd
+from jaxdecode.evals import suites
+from jaxdecode.paths import config_dir
+
+GIVEN, NEW = 32, 96
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The model of `mdlm_shakespeare.yaml` after less than half of its steps, and beginnings."""
+    folder = tmp_path_factory.mktemp("characters")
+    docs = sorted((config_dir().parent / "docs").glob("*.md"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in docs)
+    cut = len(text) * 9 // 10
+    for name, part in {"train": text[:cut], "held_out": text[cut:]}.items():
+        (folder / f"{name}.txt").write_text(part, encoding="utf-8")
+    run = jd.train(
+        config_dir() / "train" / "mdlm_shakespeare.yaml",
+        overrides=[
+            *(f"data.{name}={folder / f'{name}.txt'}" for name in ("train", "held_out")),
+            "steps=800",
+            "measure.every=800",
+        ],
+        out=folder / "run",
+    )
+    lm = jd.load(run.checkpoint, dtype="float32", progress=False)
+    assert lm.tokenizer is not None
+    pieces = suites.windows(lm.tokenizer.encode(text[cut:]), GIVEN + NEW, 16)
+    return lm, [piece[:GIVEN] for piece in pieces]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reuse", ["none", "dual"])
+def test_pairs_halve_the_passes_and_change_no_token(trained, reuse):
+    lm, begins = trained
+    asked = {"max_new_tokens": NEW, "block_length": 32, "reuse": reuse, "batch_size": 16}
+    plain = jd.generate(lm, begins, method="llada", **asked)
+    passes = {}
+    for reach in (0, 2):
+        ours = jd.generate(lm, begins, method="freedave", reach=reach, **asked)
+        assert ours.tokens == plain.tokens
+        passes[reach] = sum(stats.nfe for stats in ours.stats)
+    total = sum(stats.nfe for stats in plain.stats)
+    print(reuse, {reach: number / total for reach, number in passes.items()})
+    assert passes[2] <= 0.55 * total < passes[0]
