@@ -190,6 +190,18 @@ def drawn(name: str) -> dict:
     return {} if "temperature" in METHODS[name].refuses else {"temperature": 0.9}
 
 
+def fitting(name: str) -> dict:
+    """Options with which a line that fills slots does on toys what it does on trained models."""
+    if name == "adablock":
+        return {"block_length": 4, "delimiters": list(range(12)), "min_delimiter": 0.05}
+    if name == "fast_dllm_v2":
+        return {"block_length": 8, "sub_block": 4}
+    blocks = {"block_length": 8} if "block_length" in METHODS[name].options else {}
+    # Random heads are undecided; so bounds are where some slots pass.
+    half = {"learn2pd": {"gamma": 0.5}, "tracelock": {"accept": 0.5}}
+    return blocks | half.get(name, {})
+
+
 def strict(name: str) -> dict:
     """Options with which a line that is not exact by design gives the tokens of plain decoding."""
     return exactness.strict_options(name)

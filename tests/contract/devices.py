@@ -12,6 +12,7 @@ import sys
 import jax
 
 from jaxdecode import api
+from jaxdecode.core.registry import METHODS
 from jaxdecode.dist import mesh as meshes
 from tests import toys
 
@@ -27,12 +28,16 @@ def on(lm, mesh):
 
 
 def tokens(name, mesh):
+    fills = METHODS[name].fills
+    lm = toys.filler(name) if fills else toys.model()
     given = {
         need: on(value, mesh) if isinstance(value, api.LanguageModel) else value
-        for need, value in toys.helpers(name).items()
+        for need, value in toys.helpers(name, lm).items()
     }
     asked = {"max_new_tokens": NEW, **toys.drawn(name), **given}
-    return api.generate(on(toys.model(), mesh), PROMPTS, method=name, **asked).tokens
+    if fills:
+        asked |= toys.fitting(name)
+    return api.generate(on(lm, mesh), PROMPTS, method=name, **asked).tokens
 
 
 def main():

@@ -40,7 +40,7 @@ def different(names, meshes, processes=1):
 
 
 def test_a_few_methods_on_eight_devices():
-    names, meshes = ["ar", "prompt_lookup", "token_recycling"], MESHES[:1]
+    names, meshes = ["ar", "prompt_lookup", "token_recycling", "freedave"], MESHES[:1]
     assert different(names, meshes) == [{mesh: [] for mesh in meshes}]
 
 
@@ -52,10 +52,10 @@ def test_two_processes_decode_together():
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_method_on_eight_devices(mesh):
-    assert different(toys.LOOP, [mesh]) == [{mesh: []}]
+    assert different([*toys.LOOP, *toys.FILL], [mesh]) == [{mesh: []}]
 
 
 @pytest.mark.slow
 def test_every_method_by_two_processes():
     mesh = "data=2,model=4"
-    assert different(toys.LOOP, [mesh], processes=2) == [{mesh: []}] * 2
+    assert different([*toys.LOOP, *toys.FILL], [mesh], processes=2) == [{mesh: []}] * 2

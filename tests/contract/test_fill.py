@@ -19,23 +19,12 @@ BLIND = {
     "learn2pd": {"end_prediction": False},
     "tracelock": {"guard_end": False},
 }
-# Random heads are undecided; so bounds are where some slots pass.
-HALF = {"learn2pd": {"gamma": 0.5}, "tracelock": {"accept": 0.5}}
 LAWS = [{}, {"temperature": 0.9, "seed": 4}]
-
-
-def blocks(name):
-    """Options that make a line's blocks fit toys."""
-    if name == "adablock":
-        return {"block_length": 4, "delimiters": list(range(12)), "min_delimiter": 0.05}
-    if name == "fast_dllm_v2":
-        return {"block_length": 8, "sub_block": 4}
-    return {"block_length": 8} if "block_length" in METHODS[name].options else {}
 
 
 def generate(name, prompts=PROMPTS, lm=None, **asked):
     lm = lm or toys.filler(name)
-    asked = {"max_new_tokens": 17} | blocks(name) | HALF.get(name, {}) | asked
+    asked = {"max_new_tokens": 17} | toys.fitting(name) | asked
     return jd.generate(lm, prompts, method=name, **toys.helpers(name, lm) | asked)
 
 

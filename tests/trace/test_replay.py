@@ -9,7 +9,6 @@ from jaxdecode.core.registry import METHODS
 from jaxdecode.errors import InputError, TraceError
 from jaxdecode.trace.steps import TreeStep, replay
 from tests import toys
-from tests.contract.test_fill import HALF, blocks
 from tests.trace import made
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
@@ -26,7 +25,7 @@ NAMES = [
 
 def generate(name, prompts=PROMPTS, **asked):
     lm = toys.filler(name) if METHODS[name].fills else toys.model()
-    given = {"max_new_tokens": 17, "batch_size": 2} | blocks(name) | HALF.get(name, {})
+    given = {"max_new_tokens": 17, "batch_size": 2} | toys.fitting(name)
     return jd.generate(lm, prompts, method=name, **given | toys.helpers(name, lm) | asked)
 
 
