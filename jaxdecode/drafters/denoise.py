@@ -24,6 +24,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -218,6 +219,11 @@ def _widths(plan: Plan) -> tuple[int, ...]:
 
 def _init(plan: Plan, weights: Weights, request: Request, canvas: Canvas, view: Any, memory: Any):
     del weights, request, view, memory
+    return _first(plan, canvas)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # at once: a text may take few passes
+def _first(plan: Plan, canvas: Canvas) -> State:
     # Each its own array: the state is donated.
     counts = {
         field.name: jnp.zeros_like(canvas.length)

@@ -2,7 +2,7 @@
 
     python tests/bench/filling.py held_out.txt runs/mdlm/model=llada runs/mdlm/model=fast_dllm
 
-Every way is MODEL=LINE, a line as `bench --methods` takes it. All continue the same pieces of the
+Every way is MODEL=LINE, a line as `bench --methods` takes it, or MODEL@DTYPE=LINE. All continue the same pieces of the
 text; rates leave compilation out and are medians over the rounds; ratios are to the first way. Bits
 are per character, by the evidence bound of the first way's model (or of --judge).
 """
@@ -33,9 +33,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     args = parser.parse_args()
     pairs = [way.split("=", 1) for way in args.ways]
-    models = {name: jd.load(name, dtype="float32") for name in {args.judge or pairs[0][0]}}
-    judge = models[args.judge or pairs[0][0]]
-    models |= {name: jd.load(name, dtype="float32") for name, _ in pairs if name not in models}
+    judged_by = args.judge or pairs[0][0]
+    models = {name: load(name) for name in {judged_by, *(name for name, _ in pairs)}}
+    judge = models[judged_by]
     tokens = judge.tokenizer.encode(args.text.read_text())
     pieces = suites.windows(tokens, args.num_given + args.new_tokens, args.count)
     begins = [piece[: args.num_given] for piece in pieces]
@@ -68,6 +68,12 @@ def main() -> None:
             ),
         }
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
+
+
+def load(name: str) -> jd.LanguageModel:
+    """A model in float32, or as its name says behind an @."""
+    path, _, dtype = name.partition("@")
+    return jd.load(path, dtype=dtype or "float32")
 
 
 def write(lm, line, begins, args):
