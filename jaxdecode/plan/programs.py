@@ -103,10 +103,10 @@ def compile_method(made: Setup, name: str, options: Mapping[str, Any]) -> Progra
     check_method(name)
     resolve.check_model(name, made.config)
     method = resolve.method_of(choice, Models(model(made)))
-    return _compile_loop(made, f"step of {name}", method, weights_of(made, method))
+    return _compile_loop(made, f"step of {name}", method, abstract_weights(made, method))
 
 
-def weights_of(made: Setup, method: Method) -> Weights:
+def abstract_weights(made: Setup, method: Method) -> Weights:
     """Shapes of all parameters of a method that needs no other model, as its drafter reads them."""
     weights, prepare = Weights(target=params(made)), method.drafter.prepare
     if prepare is None:
@@ -124,13 +124,13 @@ def compile_pass(made: Setup, method: Method, width: int) -> Program:
 
     drafter = method.drafter._replace(propose=narrow, widths=())
     return _compile_loop(
-        made, f"{width} rows", method._replace(drafter=drafter), weights_of(made, method)
+        made, f"{width} rows", method._replace(drafter=drafter), abstract_weights(made, method)
     )
 
 
 def num_scored(made: Setup, method: Method) -> int:
     """Slots whose scores a step of a method that fills slots computes."""
-    weights = weights_of(made, method)
+    weights = abstract_weights(made, method)
     request, state = _decoding(made, method, weights)
     view = method.cache.read(state.cache)
     propose = method.drafter.propose

@@ -2,9 +2,10 @@
 
     python tests/bench/filling.py held_out.txt runs/mdlm/model=llada runs/mdlm/model=fast_dllm
 
-Every way is MODEL=LINE, a line as `bench --methods` takes it, or MODEL@DTYPE=LINE. All continue the same pieces of the
-text; rates leave compilation out and are medians over the rounds; ratios are to the first way. Bits
-are per character, by the evidence bound of the first way's model (or of --judge).
+Every way is MODEL=LINE, a line as `bench --methods` takes it, or MODEL@DTYPE=LINE. All continue the
+same pieces of the text; rates leave compilation out and are medians over the rounds; ratios are to
+the first way. Bits are per character, by the evidence bound of the first way's model (or of
+--judge).
 """
 
 import argparse
