@@ -33,7 +33,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdecode import checks
 from jaxdecode.core.masks import MaskProgram
@@ -217,42 +217,43 @@ def _score(
     view: Any,
     taps: tuple[str, ...],
 ) -> TargetOutput:
-    nested = proposal.nested
+    nested, own = proposal.nested, proposal.tokens
     assert nested is not None
-    batch, num_texts, width = nested.tokens.shape
-    tokens = jnp.concatenate([nested.tokens.reshape(batch, -1), proposal.tokens], axis=1)
-    forward = models.target.target.forward
-    output = forward(weights.target, tokens, beside(program, proposal), view, taps)
+    num_texts, width = nested.tokens.shape[1:]
+    num_rows = min(width, own.shape[1])
+    part = _first_rows(program, num_rows)
+
+    def read(tokens: Int[Array, "B T"], program: MaskProgram) -> TargetOutput:
+        return models.target.target.forward(weights.target, tokens, program, view, taps)
+
+    if not num_texts:
+        return read(own, program)
+    texts, apart = nested.tokens[..., :num_rows], own.shape[1] > num_rows
+    if not apart:
+        texts = jnp.concatenate([texts, own[:, None]], axis=1)
+    # All texts read the same keys and values: over them, not over rows of one text, is one product.
+    tried = jax.vmap(lambda tokens: read(tokens, part), in_axes=1)(texts)
+    # A row whose block begins takes in more than its neighbours' texts have.
+    output = read(own, program) if apart else jax.tree.map(lambda x: x[-1], tried)
+
+    def joined(of_texts: Float[Array, "J B T D"], of_own: Array) -> Float[Array, "B M D"]:
+        rows = jnp.pad(of_texts[:num_texts], ((0, 0), (0, 0), (0, width - num_rows), (0, 0)))
+        return jnp.concatenate([*rows, of_own], axis=1)
+
     # Only rows of the text as it is are cached: they are those of a step of `denoise`.
-    rows = tuple(
-        jax.tree.map(lambda x, axis=axis: _behind(x, num_texts * width, axis), part)
-        for part, axis in zip(output.rows, (-1, -2), strict=True)
+    return dataclasses.replace(
+        output,
+        hidden=joined(tried.hidden, output.hidden),
+        taps=jax.tree.map(joined, tried.taps, output.taps),
     )
-    return dataclasses.replace(output, rows=rows)
 
 
-def _behind(rows: Array, start: int, axis: int) -> Array:
-    return jax.lax.slice_in_dim(rows, start, rows.shape[axis], axis=axis)
-
-
-def beside(program: MaskProgram, window: Window) -> MaskProgram:
-    """The program of all texts, those that are tried first; none sees another."""
-    assert window.nested is not None
-    batch, num_texts, width = window.nested.tokens.shape
-    num_rows = program.positions.shape[1]
-    index = jnp.arange(width, dtype=jnp.int32)
-    where = (window.first[:, None] + index)[:, None]
-    positions = jnp.broadcast_to(where, (batch, num_texts, width)).reshape(batch, -1)
-    # Padding is a text of its own that nobody reads.
-    tried = jnp.arange(1, num_texts + 1, dtype=jnp.int32)[:, None]
-    exists = window.nested.valid[..., None] & (index < window.num[:, None])[:, None]
-    tried = jnp.where(exists, tried, num_texts + 1).reshape(batch, -1)
-    own = jnp.where(jnp.arange(num_rows) < window.num[:, None], 0, num_texts + 1)
+def _first_rows(program: MaskProgram, num_rows: int) -> MaskProgram:
+    """The program of the first rows of a window."""
     return dataclasses.replace(
         program,
-        positions=jnp.concatenate([positions, program.positions], axis=1),
-        num_new=jnp.full_like(program.num_new, num_texts * width + num_rows),
-        segments=jnp.concatenate([tried, own.astype(jnp.int32)], axis=1),
+        positions=program.positions[:, :num_rows],
+        num_new=jnp.minimum(program.num_new, num_rows),
     )
 
 
