@@ -10,7 +10,7 @@ of the w likeliest guesses that are left: texts are all sets of d guesses among 
 Guesses that were wanted before the last token was decided do not know of it, nor of each other.
 With `reach` they do: each is what the sampler would do next if its scores were those of before plus
 what the tokens filled in since add to the slots beside them, by a table of pairs that the model was
-asked for once (`sampling.pairs`).
+asked for once (`models.pairs`).
 
 Exactness: L0 against `llada` with the same blocks and reuse: every step that is taken is a step of
 it, only several per pass. In the first pass on a block, which renews keys and values, nothing is
@@ -41,9 +41,9 @@ from jaxdecode.core.protocols import Drafter, Models, TargetOutput, Weights
 from jaxdecode.core.types import Candidates, Canvas, Nested, Request, Window, pytree
 from jaxdecode.drafters import denoise
 from jaxdecode.errors import InputError
-from jaxdecode.sampling import confidence, pairs
-from jaxdecode.trees import walk
-from jaxdecode.verifiers import denoise as verify
+from jaxdecode.models import pairs
+from jaxdecode.sampling import confidence
+from jaxdecode.trees import drawn, walk
 
 # Texts in one pass, besides the text as it is.
 MAX_TEXTS = 255
@@ -309,7 +309,7 @@ def _in_turn(
     open, slots, tokens = window.open, [], []
     for number in range(num_guesses):
         text = dataclasses.replace(window, calls=window.calls + number)
-        wanted = walk.by_row(verify.candidates, request, canvas, text, scores)
+        wanted = walk.by_row(drawn.candidates, request, canvas, text, scores)
         slot = jnp.argmax(jnp.where(open, jnp.exp(wanted.logprob), -1.0), axis=-1)
         slots.append(jnp.where(open.any(-1), slot, -1).astype(jnp.int32))
         tokens.append(wanted.tokens[row, slot])

@@ -9,7 +9,7 @@ import jaxdecode as jd
 from jaxdecode.drafters import freedave
 from jaxdecode.errors import InputError
 from jaxdecode.evals import exactness_fill
-from jaxdecode.sampling import pairs
+from jaxdecode.models import pairs
 from jaxdecode.verifiers import nested
 from tests import toys
 

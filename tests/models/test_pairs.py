@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdecode.sampling import pairs
+from jaxdecode.models import pairs
 from tests import toys
 
 
