@@ -307,14 +307,12 @@ def _engine(
     models = Models(lm.bound, draft and draft.bound, heads and heads.spec)
     takes_one = "draft" in choice.entry.needs
     params = _draft_weights(lm, draft) if draft is not None and takes_one else None
-    parts = lm.params, params, heads and heads.params
-    if draft is not None or heads is not None:
-        method, weights = resolve.weights_of(choice, models, *parts)
-    elif choice in lm.prepared:
-        method, weights = resolve.method_of(choice, models), lm.prepared[choice]
-    else:
-        method, weights = resolve.weights_of(choice, models, *parts)
-        lm.prepared[choice] = weights
+    # What is made of the model's own parameters alone is made once.
+    kept = lm.prepared if draft is None and heads is None else {}
+    if choice not in kept:
+        parts = lm.params, params, heads and heads.params
+        _, kept[choice] = resolve.weights_of(choice, models, *parts)
+    method, weights = resolve.method_of(choice, models), kept[choice]
     return engines.Engine(model=models.target, method=method, weights=weights)
 
 

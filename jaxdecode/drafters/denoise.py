@@ -222,8 +222,9 @@ def _init(plan: Plan, weights: Weights, request: Request, canvas: Canvas, view: 
     return _first(plan, canvas)
 
 
-@functools.partial(jax.jit, static_argnums=0)  # at once: a text may take few passes
+@functools.partial(jax.jit, static_argnames="plan")
 def _first(plan: Plan, canvas: Canvas) -> State:
+    """The first state, as one program: a text may take few passes, and each operation costs."""
     # Each its own array: the state is donated.
     counts = {
         field.name: jnp.zeros_like(canvas.length)

@@ -59,7 +59,7 @@ class Config(denoise.Config):
         num_draft: steps that are tried besides the next one.
         num_choices: guesses that each of them may be.
         reach: slots on each side of a token for which guesses know of it; 0: none. "auto" is 2 for
-            vocabularies of at most 2,048 tokens, where the table takes no time, and 0 for others.
+            vocabularies of at most 2,048 tokens, whose table is small, and 0 for others.
     """
 
     num_draft: int = 3

@@ -6,6 +6,7 @@ to guess what the model wants next to a token that it has not seen in its place 
 
 Cost: one pass over `4 * reach + 1` slots per token of the vocabulary; kept are `2 * reach` times
 `KEPT` tokens and numbers for each.
+Source: ours; no paper of it is known to us.
 """
 
 import functools

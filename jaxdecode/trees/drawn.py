@@ -19,7 +19,17 @@ def candidates(
     logits: Float[Array, "W V"],
     allowed: UInt32[Array, "W M"] | None = None,
 ) -> Candidates:
-    """Those of one row."""
+    """The draws of one row, keyed by position and the row's number of steps.
+
+    Args:
+        with_noise: False where all rows are greedy.
+        key: of the row.
+        sampling: the row's law.
+        canvas: the row's, for tokens that it has already.
+        window: the row's.
+        logits: scores of the window's slots; the mask token is never drawn.
+        allowed: tokens that a grammar lets fit each slot, packed (`core.grammar`).
+    """
     size = logits.shape[-1]
     scores = logits.at[:, window.mask_token].set(-jnp.inf)
     seen = walk.seen_tokens(canvas, sampling, size)
