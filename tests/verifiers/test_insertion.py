@@ -1,5 +1,6 @@
 """Texts that grow by insertions: against a plain loop and a known law; a twin is convicted."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def test_greedy_texts_are_those_of_a_plain_loop():
 
 def ends(threshold):
     lm = toys.denoiser(inserts=True)
-    lm = lm.__class__(**(vars(lm) | {"end_tokens": (7,)}))
+    lm = dataclasses.replace(lm, end_tokens=(7,))
     asked = {"max_new_tokens": 12, "stop_threshold": threshold}
     return lm, jd.generate(lm, PROMPTS, method="ilm", **asked), asked
 

@@ -100,8 +100,7 @@ def test_a_text_is_learned_and_written():
     params, values = gate.train(made, lm, batch, steps=300, lr=1e-2)
     found = made.export(params, lm.params)
     assert found.denoiser.inserts and found.denoiser.mask_token == MASK
-    after = jd.api.from_params(lm.config, found.target)
-    after = after.__class__(**(vars(after) | {"end_tokens": (50,)}))
+    after = jd.api.from_params(lm.config, found.target, end_tokens=(50,))
     asked = {"temperature": 0.5, "n": 16, "max_new_tokens": 20}
     out = jd.generate(after, [[3]], method="ilm", **asked)
     # A small model is not sure of everything.
