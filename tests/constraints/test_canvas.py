@@ -48,7 +48,7 @@ def write(lm, name, prompts=("a", "name", "x 1"), **asked):
     if name in ("fast_dllm", "adablock"):
         more |= {"block_length": 10, "threshold": 0.2}
     if METHODS[name].heads:
-        more |= toys.helpers(name, lm)
+        more |= toys.helpers(name, lm) | toys.SIZES.get(name, {})
     return jd.generate(lm, list(prompts), method=name, **more)
 
 
