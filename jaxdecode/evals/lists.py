@@ -9,15 +9,15 @@
 A problem is a row of tokens: task, the items, new item, separator; the answer has as many slots as
 the list. Items are distinct, and the new one is none of them.
 
-    python -m jaxdecode.evals.lists data/lists      # writes what a model is trained on
+    python -m jaxdecode.evals.lists data/lists      # writes what a model is trained on (--size 6)
 
 Source: the waiting-line tasks of ParallelBench (arXiv:2510.04767); vocabulary and encoding ours.
 """
 
+import argparse
 import functools
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -149,5 +149,16 @@ def _replaced(quotas: tuple[int, ...]) -> float:
     return now / left * stays ** (now - 1) + stays**now * _replaced(quotas[1:])
 
 
+def main() -> None:
+    """Writes training data where it is asked for."""
+    parser = argparse.ArgumentParser(description=write.__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("data/lists"))
+    parser.add_argument("--size", type=int, default=6, help=f"items per list, 1 to {MAX_SIZE}")
+    args = parser.parse_args()
+    if not 1 <= args.size <= MAX_SIZE:
+        parser.error(f"--size {args.size}: lists have 1 to {MAX_SIZE} items here")
+    write(args.folder, args.size)
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1] if len(sys.argv) > 1 else "data/lists"))
+    main()
