@@ -33,6 +33,8 @@ _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
 # code per row and array takes long to compile. More are written in a loop; XLA may copy the cache
 # for it.
 _MAX_SLICES = {4: 64, 5: 512}
+# Slices whose code is as long as that of one that is blended with what the cache holds.
+_BLENDED = 8
 # Pages of so few numbers are written by one scatter: that they are copied costs less than a loop.
 _SMALL_PAGE = 1 << 12
 
@@ -74,31 +76,35 @@ def write(
             fit would be moved back over committed slots.
         num: rows that are written; those after them may reach past the last slot. None: all.
     """
-    if num is not None:
-        rows, start = _blended(state, rows, start, num)
-    key = jax.tree.map(lambda old, new: _put(old, new, start, _KEY_SLOTS), state.key, rows[0])
-    value = jax.tree.map(lambda old, new: _put(old, new, start, _VALUE_SLOTS), state.value, rows[1])
+    key = jax.tree.map(lambda old, new: _put(old, new, start, num, _KEY_SLOTS), state.key, rows[0])
+    value = jax.tree.map(
+        lambda old, new: _put(old, new, start, num, _VALUE_SLOTS), state.value, rows[1]
+    )
     return State(key=key, value=value)
 
 
-def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
+def _put(
+    cache: Array, new: Array, start: Int[Array, "B"], num: Int[Array, "B"] | None, slots: int
+) -> Array:
     batch = cache.ndim - 4
-    num_rows, few = cache.shape[batch], cache.shape[batch] <= _MAX_SLICES[cache.ndim]
+    num_rows = cache.shape[batch]
+    few = num_rows * (1 if num is None else _BLENDED) <= _MAX_SLICES[cache.ndim]
     new = new.astype(cache.dtype)
     if not few and math.prod(cache.shape[batch + 1 :]) <= _SMALL_PAGE:
 
-        def put_page(page, rows, first):
-            return jax.lax.dynamic_update_slice_in_dim(page, rows, first, axis=slots)
+        def put_page(page: Array, rows: Array, first: Array, num: Array | None) -> Array:
+            return _put_at(page, rows, [0] * page.ndim, first, num, slots)
 
-        return jax.vmap(put_page, (batch, batch, 0), batch)(cache, new, start)
+        axes_in = (batch, batch, 0, None if num is None else 0)
+        return jax.vmap(put_page, axes_in, batch)(cache, new, start, num)
 
     # One in-place slice per row: a vmapped update becomes a scatter, which is slower on CPU and
     # touches more than the rows on TPU.
     def put_row(b: int | Array, cache: Array) -> Array:
         corner: list[Any] = [0] * cache.ndim
-        corner[batch], corner[slots] = b, start[b]
+        corner[batch] = b
         row = jax.lax.dynamic_slice_in_dim(new, b, 1, axis=batch)
-        return jax.lax.dynamic_update_slice(cache, row, corner)
+        return _put_at(cache, row, corner, start[b], None if num is None else num[b], slots)
 
     if not few:
         return jax.lax.fori_loop(0, num_rows, put_row, cache)
@@ -107,28 +113,25 @@ def _put(cache: Array, new: Array, start: Int[Array, "B"], slots: int) -> Array:
     return cache
 
 
-def _blended(
-    state: State, rows: Rows, start: Int[Array, "B"], num: Int[Array, "B"]
-) -> tuple[Rows, Int[Array, "B"]]:
-    """Rows that fit, with what the cache holds in place of those that are not to be written."""
-    slots, width = (jax.tree.leaves(keys)[0].shape[_KEY_SLOTS] for keys in (state.key, rows[0]))
-    fits = jnp.minimum(start, slots - width)
-
-    def blend(old: Array, new: Array, axis: int) -> Array:
-        batch = old.ndim - 4
-
-        def page(old, new, fits, start, num):
-            held = jax.lax.dynamic_slice_in_dim(old, fits, width, axis)
-            index = jnp.arange(width) - (start - fits)
-            moved = jnp.take(new, jnp.clip(index, 0), axis=axis).astype(old.dtype)
-            ours = (index >= 0) & (index < num)
-            return jnp.where(ours if axis == _KEY_SLOTS else ours[:, None], moved, held)
-
-        return jax.vmap(page, (batch, batch, 0, 0, 0), batch)(old, new, fits, start, num)
-
-    key = jax.tree.map(lambda old, new: blend(old, new, _KEY_SLOTS), state.key, rows[0])
-    value = jax.tree.map(lambda old, new: blend(old, new, _VALUE_SLOTS), state.value, rows[1])
-    return (key, value), fits
+def _put_at(
+    cache: Array, row: Array, corner: list[Any], first: Array, num: Array | None, slots: int
+) -> Array:
+    """The cache with one row's new slots; those that are not to be written keep what they hold."""
+    corner, width = list(corner), row.shape[slots]
+    if num is None:
+        corner[slots] = first
+        return jax.lax.dynamic_update_slice(cache, row, corner)
+    corner[slots] = jnp.minimum(first, cache.shape[slots] - width)
+    held = jax.lax.dynamic_slice(cache, corner, row.shape)
+    # What does not fit is left out: the others move that far to the back of the slice.
+    moved_by = first - corner[slots]
+    room = [(0, 0)] * row.ndim
+    room[slots] = (width, 0)
+    moved = jax.lax.dynamic_slice_in_dim(jnp.pad(row, room), width - moved_by, width, axis=slots)
+    index = jnp.arange(width) - moved_by
+    ours = (index >= 0) & (index < num)
+    chosen = jnp.where(ours if slots == _KEY_SLOTS else ours[:, None], moved, held)
+    return jax.lax.dynamic_update_slice(cache, chosen, corner)
 
 
 def put(state: State, rows: Rows, slots: Int[Array, "B T"]) -> State:

@@ -8,10 +8,12 @@ decides what can be committed: a path of a tree, or any subset of the slots of a
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Int
 
 from jaxdecode.core import grammar, masks
@@ -20,6 +22,8 @@ from jaxdecode.core.protocols import Method, Target, TargetOutput, Weights
 from jaxdecode.core.record import Guesses, Record, record_of
 from jaxdecode.core.types import Canvas, DecodeState, Proposal, Request, Stats, Verdict, Window
 from jaxdecode.errors import InputError
+
+P = TypeVar("P", Proposal, Window)
 
 
 @functools.partial(jax.jit, static_argnames=("target", "method"), donate_argnames="state")
@@ -80,39 +84,63 @@ def _step(
     proposal, drafter_state = method.drafter.propose(
         weights, state.drafter, request, state.canvas, view
     )
-    state = dataclasses.replace(state, drafter=drafter_state)
     _check_kind(proposal, method)
-
-    def decide(width: int) -> tuple[Canvas, Any, Any, Any, Any]:
-        """Everything that reads the proposal, on its first `width` nodes."""
-        part = narrow(proposal, width)
-        if isinstance(part, Window):
-            changed = _fill(weights, request, state, part, view, target, method)
-        else:
-            longest = proposal.max_depth + 1
-            changed = _walk(weights, request, state, part, view, target, method, longest)
-        canvas, drafter_state, cache, new, decided = changed
-        return canvas, drafter_state, cache, new, decided if recorded else None
-
-    num_nodes = proposal.tokens.shape[1]
-    widths = (*(width for width in method.drafter.widths if width < num_nodes), num_nodes)
-    if len(widths) == 1:
-        canvas, drafter_state, cache, new, decided = decide(widths[0])
+    before = state.canvas
+    state = dataclasses.replace(state, drafter=drafter_state)
+    widths = _widths(proposal, method)
+    fits = jnp.sum(jnp.array(widths[:-1], jnp.int32) < _width_needed(before, proposal))
+    if isinstance(proposal, Window):
+        parts = [narrow(proposal, width) for width in widths]
+        fill_in = functools.partial(_fill, weights, request, target, method)
+        state, decided = _in_place(fill_in, parts, fits, state)
     else:
-        branches = [functools.partial(decide, width) for width in widths]
-        chosen = jnp.sum(jnp.asarray(widths[:-1]) < _width_needed(state.canvas, proposal))
-        canvas, drafter_state, cache, new, decided = jax.lax.switch(chosen, branches)
-    if new is not None:
+        longest = proposal.max_depth + 1
+        walk = functools.partial(_walk, weights, request, target, method, longest, state, view)
+        walks = [functools.partial(walk, narrow(proposal, width)) for width in widths]
+        canvas, drafter_state, new, decided = jax.lax.switch(fits, walks)
         cache = method.cache.write(state.cache, *new)
-    record = record_of(state.canvas, canvas, proposal, decided) if recorded else None
-    after = DecodeState(
-        canvas=canvas,
-        cache=cache,
-        drafter=drafter_state,
-        stats=_count(state.stats, state.canvas, canvas, proposal),
-        step=state.step + 1,
+        state = dataclasses.replace(state, canvas=canvas, drafter=drafter_state, cache=cache)
+    after = dataclasses.replace(
+        state, stats=_count(state.stats, before, state.canvas, proposal), step=state.step + 1
     )
-    return after, record
+    return after, record_of(before, state.canvas, proposal, decided) if recorded else None
+
+
+def _widths(proposal: Proposal | Window, method: Method) -> tuple[int, ...]:
+    num_nodes = proposal.tokens.shape[1]
+    return (*(width for width in method.drafter.widths if width < num_nodes), num_nodes)
+
+
+def _in_place(
+    fill_in: Callable[[Window, DecodeState], tuple[DecodeState, Guesses]],
+    parts: Sequence[Window],
+    chosen: Int[Array, ""],
+    state: DecodeState,
+) -> tuple[DecodeState, Guesses]:
+    """One of the parts filled in: each has a loop of one turn or none, for a switch copies caches.
+
+    The cache keeps its layout in memory: passes of other widths would want others, by copies.
+    """
+    if len(parts) == 1:
+        return fill_in(parts[0], state)
+    held = state, jax.tree.map(jnp.zeros_like, jax.eval_shape(fill_in, parts[0], state)[1])
+    for number, part in enumerate(parts):
+
+        def waits(turn: Any, number: int = number) -> Bool[Array, ""]:
+            return turn[0] == number
+
+        def taken(turn: Any, part: Window = part) -> Any:
+            state, guesses = fill_in(part, turn[1][0])
+            cache = jax.tree.map(_by_axes, state.cache)
+            return jnp.int32(-1), (dataclasses.replace(state, cache=cache), guesses)
+
+        _, held = jax.lax.while_loop(waits, taken, (chosen, held))
+    return held
+
+
+def _by_axes(array: Array) -> Array:
+    """The same, in memory in the order of its axes."""
+    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
 
 
 def _check_kind(proposal: Proposal | Window, method: Method) -> None:
@@ -129,13 +157,13 @@ def _check_kind(proposal: Proposal | Window, method: Method) -> None:
 def _walk(
     weights: Weights,
     request: Request,
-    state: DecodeState,
-    proposal: Proposal,
-    view: Any,
     target: Target,
     method: Method,
     longest: int,
-) -> tuple[Canvas, Any, None, tuple[Any, Int[Array, "B"]], Verdict]:
+    state: DecodeState,
+    view: Any,
+    proposal: Proposal,
+) -> tuple[Canvas, Any, tuple[Any, Int[Array, "B"]], Verdict]:
     """Scores a tree and commits the accepted path; what is to be cached is returned.
 
     It is written outside, once for all widths: within a branch XLA would copy the cache.
@@ -155,27 +183,25 @@ def _walk(
         weights, state.drafter, request, committed, proposal, verdict, output
     )
     verdict = _pad_path(verdict, longest)
-    # Token ids are never negative, so this adds nothing; but it makes the write wait for the
-    # verdict. Without that XLA may write before the last read, and copies the whole cache first.
-    start = canvas.length + jnp.minimum(verdict.tokens[:, 0], 0)
+    start = _after(canvas.length, verdict.tokens)
     new = method.cache.select(output.rows, verdict.path), start
-    return committed, updated, None, new, verdict
+    return committed, updated, new, verdict
 
 
 def _fill(
     weights: Weights,
     request: Request,
-    state: DecodeState,
-    window: Window,
-    view: Any,
     target: Target,
     method: Method,
-) -> tuple[Canvas, Any, Any, None, Guesses]:
+    window: Window,
+    state: DecodeState,
+) -> tuple[DecodeState, Guesses]:
     """Scores a window, commits the slots that the rule chooses, and caches the window's rows.
 
     Widths differ in how many rows they would cache, so that every width writes its own.
     """
     assert method.commit is not None  # _check_kind
+    view = method.cache.read(state.cache)
     program = masks.window_program(window)
     output = _forward(weights, window, window.tokens, program, view, target, method)
     hidden = jnp.take_along_axis(output.hidden, window.scored[:, :, None], axis=1)
@@ -196,11 +222,23 @@ def _fill(
         weights, drafter_state, request, filled, window, candidates, output
     )
     if window.slots is None:
-        cache = method.cache.write(state.cache, output.rows, window.first, window.num)
+        first = _after(window.first, candidates.tokens)
+        cache = method.cache.write(state.cache, output.rows, first, window.num)
     else:
-        cache = method.cache.put(state.cache, output.rows, window.slots)
-    asked = Guesses(open=window.open, tokens=candidates.tokens, logprob=candidates.logprob)
-    return filled, updated, cache, None, asked
+        slots = _after(window.slots, candidates.tokens)
+        cache = method.cache.put(state.cache, output.rows, slots)
+    guesses = Guesses(open=window.open, tokens=candidates.tokens, logprob=candidates.logprob)
+    return dataclasses.replace(state, canvas=filled, drafter=updated, cache=cache), guesses
+
+
+def _after(slots: Int[Array, "B ..."], tokens: Int[Array, "B W"]) -> Int[Array, "B ..."]:
+    """The same slots, known once the tokens are.
+
+    Token ids are never negative, so this adds nothing; but it makes a write to the cache wait for
+    the verdict. Without that XLA may write before the last read, and copies the whole cache first.
+    """
+    first = jnp.minimum(tokens[:, 0], 0)
+    return slots + first.reshape(-1, *[1] * (slots.ndim - 1))
 
 
 def _forward(
@@ -219,7 +257,7 @@ def _forward(
     return target.forward(weights.target, entering, program, view, taps)
 
 
-def narrow(proposal: Proposal | Window, width: int) -> Proposal | Window:
+def narrow(proposal: P, width: int) -> P:
     """The first `width` nodes of a proposal."""
     if width == proposal.tokens.shape[1]:
         return proposal

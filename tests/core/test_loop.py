@@ -14,6 +14,7 @@ from jaxdecode.core import loop
 from jaxdecode.core.protocols import Drafter, Method
 from jaxdecode.core.types import Proposal
 from jaxdecode.models import decoder
+from jaxdecode.plan import hlo, traffic
 from jaxdecode.verifiers import sample_match
 from tests import toys
 
@@ -186,3 +187,19 @@ def test_the_loop_lowers_for_every_platform(platform, stacked):
         built.weights, request, state, jnp.int32(1), target=lm.target, method=built.method
     )
     assert "stablehlo.while" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_no_pass_of_a_few_slots_copies_the_cache():
+    """One of each width in a program; what is copied anywhere is made there, by the wide one."""
+    lm = toys.denoiser(block=4)
+    built = toys.built(lm, "fast_dllm", block_length=4, reuse="block")
+    assert len(built.method.drafter.widths) == 2
+    request = toys.request(lm, options.Options(max_new_tokens=NEW), PROMPTS)
+    state = engine.prefilled(built, request, PROMPTS, NEW)
+    cache, parts = state.cache, {"target": lm.target, "method": built.method}
+    program = loop.run.lower(built.weights, request, state, jnp.int32(9), **parts).compile()
+    module = hlo.parse(program.as_text())
+    found = {i.name: i for i in module.instructions()}
+    for array in (cache.key[0], cache.value[0]):
+        for name in traffic.copies(module, array.shape):
+            assert found[found[name].operands[0]].opcode not in ("get-tuple-element", "parameter")
