@@ -15,6 +15,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 LIMIT = 400  # seconds per cell
 OFF = "SMALL = False"
+# Minutes each; what they call is tested by itself.
+LONG = ("train_a_drafter", "plan_a_pod")
 
 
 def cells(notebook):
@@ -49,7 +51,11 @@ def model():
         pytest.skip(f"the model cannot be fetched: {error}")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x.stem in LONG)) for x in SCRIPTS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(script, model, tmp_path, monkeypatch):
     del model
     if script.stem == "plan_a_pod":

@@ -81,7 +81,7 @@ def test_choices_take_steps_in_other_orders(parts, options, law):
     assert law or sum(two) < sum(one)
 
 
-@pytest.mark.parametrize("reach", [0, 1, 4])
+@pytest.mark.parametrize("reach", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 4))])
 @pytest.mark.parametrize(("parts", "options", "law"), [CASES[1], CASES[3]])
 def test_tokens_do_not_depend_on_who_guesses(parts, options, law, reach):
     """Guesses as the last pass left them, or told of each other by more or fewer slots."""
