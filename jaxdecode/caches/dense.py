@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
@@ -164,6 +165,18 @@ def select(rows: Rows, path: Int[Array, "B P"]) -> Rows:
     return key, jax.tree.map(lambda new: take(new, _VALUE_SLOTS), rows[1])
 
 
+def _by_axes(state: State) -> State:
+    """The same, in memory in the order of its axes.
+
+    Passes of different widths want different orders, and XLA changes it between them by copies.
+    """
+
+    def pin(array: Array) -> Array:
+        return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
+
+    return jax.tree.map(pin, state)
+
+
 @functools.cache
 def make(mesh: Mesh | None = None) -> Cache:
     """The cache on one device or on a mesh, where every device writes rows and heads of its own.
@@ -181,7 +194,7 @@ def make(mesh: Mesh | None = None) -> Cache:
         places, given = specs(state), (start, num)
         counts = jax.tree.map(lambda _: by_row, given)
         split = place.per_device(
-            lambda state, new, given: write(state, new, *given),
+            lambda state, new, given: _by_axes(write(state, new, *given)),
             mesh,
             in_specs=(places, specs(new), counts),
             out_specs=places,
@@ -190,7 +203,12 @@ def make(mesh: Mesh | None = None) -> Cache:
 
     def put_own(state: State, new: Rows, slots: Int[Array, "B T"]) -> State:
         places = specs(state)
-        split = place.per_device(put, mesh, in_specs=(places, specs(new), by_row), out_specs=places)
+        split = place.per_device(
+            lambda *given: _by_axes(put(*given)),
+            mesh,
+            in_specs=(places, specs(new), by_row),
+            out_specs=places,
+        )
         return split(state, new, slots)
 
     def select_own(new: Rows, path: Int[Array, "B P"]) -> Rows:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Int
 
 from jaxdecode.core import grammar, masks
@@ -117,10 +116,7 @@ def _in_place(
     chosen: Int[Array, ""],
     state: DecodeState,
 ) -> tuple[DecodeState, Guesses]:
-    """One of the parts filled in: each has a loop of one turn or none, for a switch copies caches.
-
-    The cache keeps its layout in memory: passes of other widths would want others, by copies.
-    """
+    """One of the parts filled in, each by a loop of one turn or none: a switch copies caches."""
     if len(parts) == 1:
         return fill_in(parts[0], state)
     held = state, jax.tree.map(jnp.zeros_like, jax.eval_shape(fill_in, parts[0], state)[1])
@@ -130,17 +126,10 @@ def _in_place(
             return turn[0] == number
 
         def taken(turn: Any, part: Window = part) -> Any:
-            state, guesses = fill_in(part, turn[1][0])
-            cache = jax.tree.map(_by_axes, state.cache)
-            return jnp.int32(-1), (dataclasses.replace(state, cache=cache), guesses)
+            return jnp.int32(-1), fill_in(part, turn[1][0])
 
         _, held = jax.lax.while_loop(waits, taken, (chosen, held))
     return held
-
-
-def _by_axes(array: Array) -> Array:
-    """The same, in memory in the order of its axes."""
-    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
 
 
 def _check_kind(proposal: Proposal | Window, method: Method) -> None:
