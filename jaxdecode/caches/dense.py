@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from jaxdecode.core import ops
 from jaxdecode.core.protocols import Cache, Keys, Rows, Values
 from jaxdecode.core.types import pytree
 from jaxdecode.dist import axes, place, rules
@@ -34,7 +34,7 @@ _KEY_SLOTS, _VALUE_SLOTS = -1, -2  # the axis of slots
 # code per row and array takes long to compile. More are written in a loop; XLA may copy the cache
 # for it.
 _MAX_SLICES = {4: 64, 5: 512}
-# Slices whose code is as long as that of one that is blended with what the cache holds.
+# One that keeps part of what the cache holds counts as so many of them: its code is longer.
 _BLENDED = 8
 # Pages of so few numbers are written by one scatter: that they are copied costs less than a loop.
 _SMALL_PAGE = 1 << 12
@@ -165,16 +165,9 @@ def select(rows: Rows, path: Int[Array, "B P"]) -> Rows:
     return key, jax.tree.map(lambda new: take(new, _VALUE_SLOTS), rows[1])
 
 
-def _by_axes(state: State) -> State:
-    """The same, in memory in the order of its axes.
-
-    Passes of different widths want different orders, and XLA changes it between them by copies.
-    """
-
-    def pin(array: Array) -> Array:
-        return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
-
-    return jax.tree.map(pin, state)
+def _pinned(state: State) -> State:
+    """The same: passes of different widths want it in different orders, by copies in between."""
+    return jax.tree.map(ops.by_axes, state)
 
 
 @functools.cache
@@ -194,7 +187,7 @@ def make(mesh: Mesh | None = None) -> Cache:
         places, given = specs(state), (start, num)
         counts = jax.tree.map(lambda _: by_row, given)
         split = place.per_device(
-            lambda state, new, given: _by_axes(write(state, new, *given)),
+            lambda state, new, given: _pinned(write(state, new, *given)),
             mesh,
             in_specs=(places, specs(new), counts),
             out_specs=places,
@@ -204,7 +197,7 @@ def make(mesh: Mesh | None = None) -> Cache:
     def put_own(state: State, new: Rows, slots: Int[Array, "B T"]) -> State:
         places = specs(state)
         split = place.per_device(
-            lambda *given: _by_axes(put(*given)),
+            lambda *given: _pinned(put(*given)),
             mesh,
             in_specs=(places, specs(new), by_row),
             out_specs=places,

@@ -116,7 +116,10 @@ def _in_place(
     chosen: Int[Array, ""],
     state: DecodeState,
 ) -> tuple[DecodeState, Guesses]:
-    """One of the parts filled in, each by a loop of one turn or none: a switch copies caches."""
+    """The part of this number filled in; the guesses are its own.
+
+    Each part has a loop of one turn or none, for XLA copies a cache that a branch changes.
+    """
     if len(parts) == 1:
         return fill_in(parts[0], state)
     held = state, jax.tree.map(jnp.zeros_like, jax.eval_shape(fill_in, parts[0], state)[1])

@@ -91,10 +91,10 @@ def _backward(form, dtype, kept, given):
         flat = given.reshape(given.shape[0], -1)
         if form is _times:
             back = _dot(flat, kernel.reshape(kernel.shape[0], -1), 1, 1, jnp.float32)
-            outer = _dot(_laid_out(rows.T), flat, 1, 0, jnp.float32)
+            outer = _dot(by_axes(rows.T), flat, 1, 0, jnp.float32)
         else:
             back = _dot(flat, kernel, 1, 0, jnp.float32)
-            outer = _dot(_laid_out(flat.T), rows, 1, 0, jnp.float32)
+            outer = _dot(by_axes(flat.T), rows, 1, 0, jnp.float32)
         return back.astype(rows.dtype), outer.reshape(kernel.shape).astype(kernel.dtype)
 
     rounded = given.astype(kernel.dtype)
@@ -104,9 +104,12 @@ def _backward(form, dtype, kept, given):
 _product.defvjp(_forward, _backward)
 
 
-def _laid_out(x: Array) -> Array:
-    """A matrix row by row in memory, not as the view of another one."""
-    return with_layout_constraint(x, Layout((0, 1)))
+def by_axes(x: Shaped[Array, "*D"]) -> Shaped[Array, "*D"]:
+    """The same array, in memory in the order of its axes: no view of another, no other order.
+
+    Only of what lies on one device: asked of an array that is split, XLA gathers it first.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def taken(rows: Shaped[Array, "B T *D"], places: Int[Array, "B P"]) -> Shaped[Array, "B P *D"]:

@@ -1,7 +1,9 @@
 """The oracles know what enumeration knows, and the loop does with them what the formulas say."""
 
 import itertools
+import json
 import math
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -154,3 +156,15 @@ def test_greedy_filling_at_once_leaves_the_list_as_it_is():
 def test_nothing_can_be_reused():
     with pytest.raises(InputError, match="reuse='none'"):
         run("copy", 4, method="llada", reuse="dual")
+
+
+def test_lists_of_any_size_are_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lists", str(tmp_path), "--size", "3"])
+    lists.main()
+    with (tmp_path / "held_out.jsonl").open() as file:
+        lines = [json.loads(line) for line in file]
+    assert {(len(x["tokens"]), x["prompt_length"]) for x in lines} == {(9, 6)}
+    monkeypatch.setattr(sys, "argv", ["lists", str(tmp_path), "--size", "16"])
+    with pytest.raises(SystemExit):
+        lists.main()
+    assert "--size 16: lists have 1 to 15 items" in capsys.readouterr().err

@@ -91,6 +91,11 @@ def judge_cache(made, found):
     # A scan on GPU copies the weights of a layer before it uses them.
     on_gpu = made.mesh.devices.flat[0].platform != "tpu"
     assert found.temporaries < 0.04 * held + (1.1 * layer if on_gpu else 0)
+    judge_copies(made, found)
+
+
+def judge_copies(made, found):
+    cache = setups.cache(made)
     for leaf in (cache.key, cache.value):
         own = leaf.sharding.shard_shape(leaf.shape)
         for dims in set(itertools.permutations(own)):
@@ -175,3 +180,12 @@ def test_a_twin_that_keeps_the_old_cache_is_caught(monkeypatch):
 def test_gpus_exchange_two_sums_per_layer_and_write_in_place():
     check_collectives("h100:8", 1, SHORT)
     check_cache("h100:8", 1, SHORT)
+
+
+@pytest.mark.slow
+@needs_tpu_compiler
+def test_widths_of_one_program_copy_no_cache():
+    """A switch copied it with every pass; a layout asked of all devices together gathered it."""
+    devices = meshes.make("data=4,model=4", hardware.devices(hardware.parse("v5e:4x4")))
+    made = setups.setup(model_shape("llada-8b"), devices, batch=16, context=1024, layers="stacked")
+    judge_copies(made, programs.compile_method(made, "fast_dllm", {}))
